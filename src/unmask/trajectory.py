@@ -1,0 +1,286 @@
+"""What a denoising run did, step by step, as plain Python: read, replayed, compared and resumed without torch.
+
+A *step* is one turn of the denoising loop. `StepEvent` is what the loop yields for a whole batch; a `Trajectory` keeps
+the steps of one row. Positions count tokens of the row from 0, prompt included, padding never. In a file each line is
+one JSON object, one row:
+
+    {"format": "unmask.trajectory", "version": 1, "model": …, "settings": {…}, "seed": 0, "sample": 0,
+     "initial_ids": [12, 7, null, null], "end_ids": [2], "pieces": {"12": "def", …},
+     "steps": [{"commits": [[position, id, confidence, entropy], …], "remasked": […], "resized": [[position, delta]]}],
+     "num_forwards": 2, "finish_reason": "stop"}
+
+`null` is a masked position. A piece is the text of one token; bytes that are no UTF-8 on their own are kept as lone
+surrogates (Python's `surrogateescape`), so that joining pieces and encoding gives the exact bytes back.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import TrajectoryError
+
+FORMAT = "unmask.trajectory"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One position made final: where, which token, and how sure the model was.
+
+    `confidence` is the probability of the token under the distribution it was drawn from, `entropy` (nats) is that
+    distribution's entropy.
+    """
+
+    row: int
+    position: int
+    token_id: int
+    confidence: float
+    entropy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent:
+    """What one turn of the loop did to a batch.
+
+    `remasked` are (row, position) pairs that went back to masked; `finished` are the rows that are done after this
+    step; `positions_computed` counts the token positions that went through the network in this step.
+    """
+
+    step: int
+    commits: tuple[Commit, ...] = ()
+    remasked: tuple[tuple[int, int], ...] = ()
+    finished: tuple[int, ...] = ()
+    num_forwards: int = 1
+    positions_computed: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Step:
+    """One step of one row. `resized` holds (position, delta): masks put in (delta > 0) or tokens taken out before the
+    commits of this step."""
+
+    commits: list[Commit] = field(default_factory=list)
+    remasked: list[int] = field(default_factory=list)
+    resized: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The row after `step` steps: ids (None is masked), the positions given from the start, those new in this step."""
+
+    step: int
+    ids: tuple[int | None, ...]
+    given: frozenset[int]
+    new: frozenset[int]
+    confidence: Mapping[int, float]
+
+
+@dataclass(slots=True, kw_only=True)
+class Trajectory:
+    """The record of one row's run; see the module docstring for the file it becomes."""
+
+    initial_ids: list[int | None]
+    steps: list[Step] = field(default_factory=list)
+    model: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    sample: int = 0
+    end_ids: list[int] = field(default_factory=list)
+    pieces: dict[int, str] = field(default_factory=dict)
+    num_forwards: int = 0
+    finish_reason: str | None = None
+
+    def record(self, event: StepEvent, *, row: int) -> None:
+        """Append what `event` did to `row`."""
+        self.steps.append(
+            Step(
+                commits=[commit for commit in event.commits if commit.row == row],
+                remasked=[position for r, position in event.remasked if r == row],
+            )
+        )
+        self.num_forwards += event.num_forwards
+
+    def frames(self) -> Iterator[Frame]:
+        """The row before the first step, then after each step.
+
+        >>> t = Trajectory(initial_ids=[5, None, None], steps=[Step(commits=[Commit(0, 2, 9, 0.5, 0.1)])])
+        >>> [frame.ids for frame in t.frames()]
+        [(5, None, None), (5, None, 9)]
+        """
+        ids = list(self.initial_ids)
+        given = {i for i, token in enumerate(ids) if token is not None}
+        confidence: dict[int, float] = {}
+        yield Frame(0, tuple(ids), frozenset(given), frozenset(), {})
+        for number, step in enumerate(self.steps, start=1):
+            for position, delta in step.resized:
+                if delta > 0:
+                    ids[position:position] = [None] * delta
+                else:
+                    del ids[position : position - delta]
+                given = {_shifted(i, position, delta) for i in given}
+                confidence = {_shifted(i, position, delta): c for i, c in confidence.items() if not position <= i < position - delta}
+            for position in step.remasked:
+                ids[position] = None
+                given.discard(position)
+                confidence.pop(position, None)
+            for commit in step.commits:
+                ids[commit.position] = commit.token_id
+                confidence[commit.position] = commit.confidence
+            new = frozenset(commit.position for commit in step.commits)
+            yield Frame(number, tuple(ids), frozenset(given), new, dict(confidence))
+
+    def ids_at(self, step: int) -> list[int | None]:
+        """The row after the first `step` steps; `step` 0 is the untouched canvas.
+
+        Raises TrajectoryError when the run has fewer steps.
+        """
+        if not 0 <= step <= len(self.steps):
+            raise TrajectoryError(
+                f"step {step} was asked for, but this trajectory has {len(self.steps)} steps; "
+                f"give a step between 0 and {len(self.steps)}"
+            )
+        for frame in self.frames():
+            if frame.step == step:
+                return list(frame.ids)
+        raise AssertionError("frames() yields every step")
+
+    def order(self) -> list[int]:
+        """Positions in the order in which they were committed, within a step by position."""
+        return [c.position for step in self.steps for c in sorted(step.commits, key=lambda c: c.position)]
+
+    def text(self, ids: Iterable[int | None], *, mask: str = "") -> str:
+        """The text of `ids`, each masked position drawn as `mask`."""
+        joined = "".join(mask if token is None else self.pieces.get(token, f"<{token}>") for token in ids)
+        return joined.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _shifted(index: int, position: int, delta: int) -> int:
+    return index + delta if index >= position else index
+
+
+def first_difference(a: Trajectory, b: Trajectory) -> int | None:
+    """The first step (counted from 1) in which two runs commit or re-mask differently; 0 if they start from different
+    canvases; None if they are the same run.
+
+    >>> start = [1, None]
+    >>> one = Trajectory(initial_ids=start, steps=[Step(commits=[Commit(0, 1, 7, 0.9, 0.1)])])
+    >>> two = Trajectory(initial_ids=start, steps=[Step(commits=[Commit(0, 1, 8, 0.9, 0.1)])])
+    >>> first_difference(one, two), first_difference(one, one)
+    (1, None)
+    """
+    if a.initial_ids != b.initial_ids:
+        return 0
+    for number in range(max(len(a.steps), len(b.steps))):
+        if number >= len(a.steps) or number >= len(b.steps):
+            return number + 1
+        if _what_changed(a.steps[number]) != _what_changed(b.steps[number]):
+            return number + 1
+    return None
+
+
+def _what_changed(step: Step) -> tuple[object, ...]:
+    commits = sorted((c.position, c.token_id) for c in step.commits)
+    return (commits, sorted(step.remasked), step.resized)
+
+
+def save(path: Path | str, trajectories: Sequence[Trajectory]) -> None:
+    """Write one line per trajectory, beside the target first and then renamed over it, so no half file is left."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            for trajectory in trajectories:
+                file.write(json.dumps(_to_json(trajectory), separators=(",", ":")) + "\n")
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: Path | str) -> list[Trajectory]:
+    """All trajectories of a file. Raises TrajectoryError for a file that is missing, empty, damaged, or too new."""
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise TrajectoryError(
+            f"there is no file {path}; `unmask generate PROMPT --trajectory {path}` writes one"
+        ) from None
+    except (UnicodeDecodeError, IsADirectoryError):
+        raise TrajectoryError(
+            f"{path} is not a trajectory: it must be a text file with one JSON object per line"
+        ) from None
+    loaded = [_from_line(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+    if not loaded:
+        raise TrajectoryError(f"{path} is empty; a trajectory file has one JSON object per line")
+    return loaded
+
+
+def _to_json(t: Trajectory) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": t.model,
+        "settings": t.settings,
+        "seed": t.seed,
+        "sample": t.sample,
+        "initial_ids": t.initial_ids,
+        "end_ids": t.end_ids,
+        "pieces": {str(token): piece for token, piece in t.pieces.items()},
+        "steps": [_step_to_json(step) for step in t.steps],
+        "num_forwards": t.num_forwards,
+        "finish_reason": t.finish_reason,
+    }
+
+
+def _step_to_json(step: Step) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "commits": [[c.position, c.token_id, round(c.confidence, 6), round(c.entropy, 6)] for c in step.commits]
+    }
+    if step.remasked:
+        out["remasked"] = step.remasked
+    if step.resized:
+        out["resized"] = [list(pair) for pair in step.resized]
+    return out
+
+
+def _from_line(line: str, path: Path, number: int) -> Trajectory:
+    where = f"{path}, line {number}"
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise TrajectoryError(f"{where} is not JSON ({error.msg}); the file is cut short or damaged") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise TrajectoryError(f'{where} is not a trajectory: it lacks "format": "{FORMAT}"')
+    if data.get("version") != VERSION:
+        raise TrajectoryError(
+            f"{where} has version {data.get('version')}, this program reads version {VERSION}; "
+            "read it with the release that wrote it, or write it again"
+        )
+    try:
+        return Trajectory(
+            initial_ids=[None if token is None else int(token) for token in data["initial_ids"]],
+            steps=[_step_from_json(step) for step in data["steps"]],
+            model=str(data["model"]),
+            settings=dict(data["settings"]),
+            seed=int(data["seed"]),
+            sample=int(data["sample"]),
+            end_ids=[int(token) for token in data["end_ids"]],
+            pieces={int(token): str(piece) for token, piece in data["pieces"].items()},
+            num_forwards=int(data["num_forwards"]),
+            finish_reason=data["finish_reason"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TrajectoryError(f"{where} is damaged: {type(error).__name__} {error}") from None
+
+
+def _step_from_json(step: Mapping[str, Any]) -> Step:
+    return Step(
+        commits=[Commit(0, int(p), int(token), float(c), float(h)) for p, token, c, h in step["commits"]],
+        remasked=[int(position) for position in step.get("remasked", [])],
+        resized=[(int(position), int(delta)) for position, delta in step.get("resized", [])],
+    )
