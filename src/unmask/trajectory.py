@@ -15,7 +15,6 @@ surrogates (Python's `surrogateescape`), so that joining pieces and encoding giv
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,8 +59,11 @@ class StepEvent:
 
 @dataclass(slots=True, kw_only=True)
 class Step:
-    """One step of one row. `resized` holds (position, delta): masks put in (delta > 0) or tokens taken out before the
-    commits of this step."""
+    """One step of one row: first it is resized, then positions are masked again, then positions are committed.
+
+    `resized` holds (position, delta) in the order of doing: `delta` masks put in before `position`, or, when negative,
+    that many tokens taken out from `position` on. Each position counts in the row as the change before it left it.
+    """
 
     commits: list[Commit] = field(default_factory=list)
     remasked: list[int] = field(default_factory=list)
@@ -117,18 +119,17 @@ class Trajectory:
         yield Frame(0, tuple(ids), frozenset(given), frozenset(), {})
         for number, step in enumerate(self.steps, start=1):
             for position, delta in step.resized:
-                if delta > 0:
-                    ids[position:position] = [None] * delta
-                else:
-                    del ids[position : position - delta]
-                given = {_shifted(i, position, delta) for i in given}
-                confidence = {_shifted(i, position, delta): c for i, c in confidence.items() if not position <= i < position - delta}
+                ids[position : position + max(-delta, 0)] = [None] * max(delta, 0)
+                moves = {i: _moved(i, position, delta) for i in given | confidence.keys()}
+                given = {to for i in given if (to := moves[i]) is not None}
+                confidence = {to: c for i, c in confidence.items() if (to := moves[i]) is not None}
             for position in step.remasked:
                 ids[position] = None
                 given.discard(position)
                 confidence.pop(position, None)
             for commit in step.commits:
                 ids[commit.position] = commit.token_id
+                given.discard(commit.position)
                 confidence[commit.position] = commit.confidence
             new = frozenset(commit.position for commit in step.commits)
             yield Frame(number, tuple(ids), frozenset(given), new, dict(confidence))
@@ -158,8 +159,11 @@ class Trajectory:
         return joined.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _shifted(index: int, position: int, delta: int) -> int:
-    return index + delta if index >= position else index
+def _moved(index: int, position: int, delta: int) -> int | None:
+    """Where the token at `index` stands after a resize; None when it was taken out."""
+    if index < position:
+        return index
+    return index + delta if index + delta >= position else None
 
 
 def first_difference(a: Trajectory, b: Trajectory) -> int | None:
@@ -188,36 +192,71 @@ def _what_changed(step: Step) -> tuple[object, ...]:
 
 
 def save(path: Path | str, trajectories: Sequence[Trajectory]) -> None:
-    """Write one line per trajectory, beside the target first and then renamed over it, so no half file is left."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write one line per trajectory, beside the target first and then renamed over it, so no half file is left.
+
+    A device or a pipe is written straight. Raises TrajectoryError when the disk is full or the folder is missing.
+    """
+    lines = (json.dumps(_to_json(trajectory), separators=(",", ":")) + "\n" for trajectory in trajectories)
+    target = Path(os.path.realpath(path))
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            for trajectory in trajectories:
-                file.write(json.dumps(_to_json(trajectory), separators=(",", ":")) + "\n")
-        Path(temporary).replace(path)
+        if target.exists() and not target.is_file():
+            _write(target, lines, mode="w")
+        else:
+            _write_beside(target, lines)
+    except OSError as error:
+        raise TrajectoryError(
+            f"could not write {path} ({_reason(error)}); what was there before is untouched: "
+            "make room or give another file"
+        ) from error
+
+
+def _write_beside(target: Path, lines: Iterable[str]) -> None:
+    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
+    try:
+        _write(temporary, lines, mode="x")
+        temporary.replace(target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _write(path: Path, lines: Iterable[str], *, mode: str) -> None:
+    with path.open(mode, encoding="utf-8", newline="\n") as file:
+        file.writelines(lines)
 
 
 def load(path: Path | str) -> list[Trajectory]:
     """All trajectories of a file. Raises TrajectoryError for a file that is missing, empty, damaged, or too new."""
     path = Path(path)
+    lines = _read(path).split("\n")
+    loaded = [_from_line(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+    if not loaded:
+        raise TrajectoryError(
+            f"{path} is empty; a trajectory file has one JSON object per line, and "
+            f"`unmask generate PROMPT --trajectory {path}` writes one"
+        )
+    return loaded
+
+
+def _read(path: Path) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise TrajectoryError(
             f"there is no file {path}; `unmask generate PROMPT --trajectory {path}` writes one"
         ) from None
-    except (UnicodeDecodeError, IsADirectoryError):
+    except IsADirectoryError:
+        raise TrajectoryError(f"{path} is a folder, not a trajectory; give one of the files in it") from None
+    except UnicodeDecodeError:
         raise TrajectoryError(
             f"{path} is not a trajectory: it must be a text file with one JSON object per line"
         ) from None
-    loaded = [_from_line(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
-    if not loaded:
-        raise TrajectoryError(f"{path} is empty; a trajectory file has one JSON object per line")
-    return loaded
+    except OSError as error:
+        raise TrajectoryError(f"{path} could not be read ({_reason(error)}); check the path") from error
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _to_json(t: Trajectory) -> dict[str, Any]:
@@ -252,30 +291,41 @@ def _from_line(line: str, path: Path, number: int) -> Trajectory:
     where = f"{path}, line {number}"
     try:
         data = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TrajectoryError(f"{where} is not JSON ({error.msg}); the file is cut short or damaged") from None
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise TrajectoryError(f"{where} is not JSON ({reason}); the file is cut short or damaged") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise TrajectoryError(f'{where} is not a trajectory: it lacks "format": "{FORMAT}"')
+        raise TrajectoryError(
+            f'{where} is not a trajectory: it lacks "format": "{FORMAT}"; give a file that `--trajectory` wrote'
+        )
     if data.get("version") != VERSION:
         raise TrajectoryError(
             f"{where} has version {data.get('version')}, this program reads version {VERSION}; "
             "read it with the release that wrote it, or write it again"
         )
     try:
-        return Trajectory(
-            initial_ids=[None if token is None else int(token) for token in data["initial_ids"]],
-            steps=[_step_from_json(step) for step in data["steps"]],
-            model=str(data["model"]),
-            settings=dict(data["settings"]),
-            seed=int(data["seed"]),
-            sample=int(data["sample"]),
-            end_ids=[int(token) for token in data["end_ids"]],
-            pieces={int(token): str(piece) for token, piece in data["pieces"].items()},
-            num_forwards=int(data["num_forwards"]),
-            finish_reason=data["finish_reason"],
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TrajectoryError(f"{where} is damaged: {type(error).__name__} {error}") from None
+        trajectory = _from_json(data)
+        _check(trajectory)
+    except KeyError as error:
+        raise TrajectoryError(f"{where} is damaged: it lacks {error}; write the file again") from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise TrajectoryError(f"{where} is damaged: {error}; write the file again") from None
+    return trajectory
+
+
+def _from_json(data: Mapping[str, Any]) -> Trajectory:
+    return Trajectory(
+        initial_ids=[None if token is None else int(token) for token in data["initial_ids"]],
+        steps=[_step_from_json(step) for step in data["steps"]],
+        model=str(data["model"]),
+        settings=dict(data["settings"]),
+        seed=int(data["seed"]),
+        sample=int(data["sample"]),
+        end_ids=[int(token) for token in data["end_ids"]],
+        pieces={int(token): str(piece) for token, piece in data["pieces"].items()},
+        num_forwards=int(data["num_forwards"]),
+        finish_reason=data["finish_reason"],
+    )
 
 
 def _step_from_json(step: Mapping[str, Any]) -> Step:
@@ -284,3 +334,21 @@ def _step_from_json(step: Mapping[str, Any]) -> Step:
         remasked=[int(position) for position in step.get("remasked", [])],
         resized=[(int(position), int(delta)) for position, delta in step.get("resized", [])],
     )
+
+
+def _check(t: Trajectory) -> None:
+    """Every position lies in the row as it is at its step, and every piece has bytes; else ValueError."""
+    for token, piece in t.pieces.items():
+        try:
+            piece.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise ValueError(f"the piece of token {token} is no text") from None
+    length = len(t.initial_ids)
+    for number, step in enumerate(t.steps, 1):
+        for position, delta in step.resized:
+            if not 0 <= position <= position + max(-delta, 0) <= length:
+                raise ValueError(f"step {number} resizes position {position} by {delta} in a row of {length}")
+            length += delta
+        for position in (*step.remasked, *(commit.position for commit in step.commits)):
+            if not 0 <= position < length:
+                raise ValueError(f"step {number} names position {position} in a row of {length}")

@@ -1,0 +1,1 @@
+"""The mathematics of masked diffusion: pure functions on tensors, without models, tokenizers or files."""

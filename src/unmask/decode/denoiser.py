@@ -1,0 +1,223 @@
+"""Denoisers: the one door between a canvas and a network.
+
+A denoiser answers one question, the logits of chosen places on a canvas, and hides how: the shift by one (the hidden
+state at i predicts token i + 1), padding and rotary positions, who sees whom, and what is cached.
+
+    FullDenoiser    no cache: the whole canvas goes through the network. Any attention kind; the oracle of the other.
+    CachedDenoiser  causal and block attention: keys and values of finished blocks are kept, and they are exact, since
+                    nothing that comes later can change them. Only the block being filled is computed.
+
+Letters: B rows, L columns, A rows asked for, T columns computed, S key columns, M places, C places in one chunk,
+V vocabulary.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.decode.canvas import Canvas, Positions
+from unmask.errors import CanvasError, CheckpointError
+from unmask.model.attention import attention_mask
+from unmask.model.backbone import Backbone
+from unmask.model.cache import KVCache, Ragged, Span, Window
+from unmask.model.config import ModelConfig
+
+CHUNK = 128  # places per chunk: 128 x 152,000 float32 scores are 78 MB
+
+
+class Denoiser(Protocol):
+    """What the loop needs of a network."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The conventions of the network behind the door."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the logits come out."""
+        ...
+
+    @property
+    def num_forwards(self) -> int:
+        """Network calls so far."""
+        ...
+
+    @property
+    def positions_computed(self) -> int:
+        """Token positions that went through the network so far, all rows together."""
+        ...
+
+    def logits(self, canvas: Canvas, places: Positions) -> Iterator[Float[Tensor, "C V"]]:
+        """Scores of the tokens at `places`, in their order, in chunks that together cover them all."""
+        ...
+
+
+class FullDenoiser:
+    """Every column of every row asked for goes through the network at each call."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.config = backbone.config
+        self.device = backbone.device
+        self.num_forwards = 0
+        self.positions_computed = 0
+
+    def logits(self, canvas: Canvas, places: Positions) -> Iterator[Float[Tensor, "C V"]]:
+        _check_mask_id(self.config, canvas)
+        rows, row_of_place_M = places.rows_M.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        positions_AL = canvas.positions_BL()[rows].to(self.backbone.device)
+        is_padded = bool((positions_AL < 0).any())
+        attn_mask = None
+        if is_padded or self.config.attention != "full":
+            attn_mask = attention_mask(
+                self.config.attention, positions_AL, positions_AL, block_length=self.config.block_length
+            )
+        with torch.inference_mode():
+            hidden_ALD = self.backbone(
+                canvas.ids_BL[rows].to(self.backbone.device), positions_AL.clamp(min=0), attn_mask=attn_mask
+            )
+        self.num_forwards += 1
+        self.positions_computed += int((canvas.end_B - canvas.start_B)[rows].sum())
+        sources_M = _sources(self.config, canvas, places)
+        yield from _project(self.backbone, hidden_ALD, row_of_place_M, sources_M)
+
+
+class CachedDenoiser:
+    """Finished blocks from the cache, the block being filled from the network.
+
+    A call computes, for each row, the columns from the first one that is not cached to the end of the block that is
+    asked about (for a causal model, to the column before it). Columns before that block are final by then, so their
+    keys and values are exact and stay. Rows may stand at different blocks. A denoiser serves one canvas; rows that are
+    no longer asked about are dropped from the cache.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        if backbone.config.attention == "full":
+            raise CheckpointError(
+                "the model attends to the whole canvas, so nothing it computes stays exact after a commit; "
+                "decode it without a cache"
+            )
+        self.backbone = backbone
+        self.config = backbone.config
+        self.device = backbone.device
+        self.num_forwards = 0
+        self.positions_computed = 0
+        self._block = self.config.block_length or 1
+        self._cache: KVCache | None = None
+        self._held: list[int] = []  # the canvas rows in the cache, in its order
+        self._clean: dict[int, int] = {}  # row -> first column without final keys and values
+
+    def logits(self, canvas: Canvas, places: Positions) -> Iterator[Float[Tensor, "C V"]]:
+        _check_mask_id(self.config, canvas)
+        rows, row_of_place_M = places.rows_M.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        cache = self._cache_for(canvas, rows.tolist())
+        sources_M = _sources(self.config, canvas, places)
+        first_A, stop_A, block_A = self._bounds(canvas, places, sources_M, rows, row_of_place_M)
+        window, columns_AT = _window(first_A, stop_A, cache.scratch_column)
+        with torch.inference_mode():
+            hidden_ATD = self._forward(canvas, rows, cache, window, columns_AT)
+        for row, block in zip(rows.tolist(), block_A.tolist(), strict=True):
+            self._clean[row] = block
+        self.num_forwards += 1
+        self.positions_computed += int((stop_A - first_A).sum())
+        yield from _project(self.backbone, hidden_ATD, row_of_place_M, sources_M - first_A[row_of_place_M])
+
+    def _cache_for(self, canvas: Canvas, rows: list[int]) -> KVCache:
+        if self._cache is None:
+            backbone = self.backbone
+            self._cache = KVCache(
+                self.config, rows=len(rows), length=canvas.width, dtype=backbone.dtype, device=backbone.device
+            )
+            self._clean = {row: int(canvas.start_B[row]) for row in rows}
+        elif rows != self._held:
+            if not set(rows) <= set(self._held):
+                raise AssertionError("a row that was left out cannot come back: its keys and values are gone")
+            self._cache.keep_rows([self._held.index(row) for row in rows])
+        self._held = rows
+        return self._cache
+
+    def _bounds(
+        self,
+        canvas: Canvas,
+        places: Positions,
+        sources_M: Int[Tensor, " M"],
+        rows: Int[Tensor, " A"],
+        row_of_place_M: Int[Tensor, " M"],
+    ) -> tuple[Int[Tensor, " A"], Int[Tensor, " A"], Int[Tensor, " A"]]:
+        """Per row: the first column to compute, one past the last, and the start of the block asked about."""
+        start_A, end_A = canvas.start_B[rows], canvas.end_B[rows]
+        zeros = torch.zeros_like(rows)
+        last_A = zeros.scatter_reduce(0, row_of_place_M, places.columns_M, "amax", include_self=False)
+        block_A = (last_A - start_A) // self._block * self._block + start_A
+        first_place_A = zeros.scatter_reduce(0, row_of_place_M, places.columns_M, "amin", include_self=False)
+        assert bool((first_place_A >= block_A).all()), "a cached call asks about one block per row"
+        last_source_A = zeros.scatter_reduce(0, row_of_place_M, sources_M, "amax", include_self=False)
+        stop_A = torch.where(last_source_A >= block_A, (block_A + self._block).minimum(end_A), block_A)
+        clean_A = torch.tensor([self._clean[row] for row in rows.tolist()])
+        first_source_A = zeros.scatter_reduce(0, row_of_place_M, sources_M, "amin", include_self=False)
+        return clean_A.minimum(first_source_A), stop_A, block_A
+
+    def _forward(
+        self, canvas: Canvas, rows: Tensor, cache: KVCache, window: Window, columns_AT: Int[Tensor, "A T"]
+    ) -> Float[Tensor, "A T D"]:
+        device = self.backbone.device
+        # The scratch column is read as padding: position -1, id 0.
+        positions_AL = torch.nn.functional.pad(canvas.positions_BL()[rows], (0, 1), value=-1)
+        ids_AL = torch.nn.functional.pad(canvas.ids_BL[rows], (0, 1))
+        query_AT = positions_AL.gather(1, columns_AT)
+        attn_mask = self._visible(query_AT, positions_AL[:, : window.stop])
+        return self.backbone(  # type: ignore[no-any-return]
+            ids_AL.gather(1, columns_AT).to(device),
+            query_AT.clamp(min=0).to(device),
+            attn_mask=None if attn_mask is None else attn_mask.to(device),
+            cache=cache,
+            window=window if isinstance(window, Span) else Ragged(window.columns_BT.to(device), window.stop),
+        )
+
+    def _visible(self, query_AT: Tensor, key_AS: Tensor) -> Bool[Tensor, "A 1 T S"] | None:
+        if query_AT.shape[1] == 1 and bool((key_AS >= 0).all()) and self._block == 1:
+            return None  # one new column behind everything else sees all of it
+        return attention_mask(self.config.attention, query_AT, key_AS, block_length=self.config.block_length)
+
+
+def _check_mask_id(config: ModelConfig, canvas: Canvas) -> None:
+    if config.is_diffusion and config.mask_id is None:
+        raise CheckpointError("the model has no mask id, so masked positions cannot be fed to it; give `--mask-id ID`")
+    if canvas.width > config.max_positions:
+        raise CanvasError(
+            f"the canvas has {canvas.width} positions and the model has {config.max_positions}; "
+            "shorten the prompt or ask for fewer new tokens"
+        )
+
+
+def _sources(config: ModelConfig, canvas: Canvas, places: Positions) -> Int[Tensor, " M"]:
+    """The columns whose hidden states predict the places; a row's first position predicts itself, as in Dream."""
+    shift = 1 if config.shift_logits else 0
+    return (places.columns_M - shift).maximum(canvas.start_B[places.rows_M])
+
+
+def _window(first_A: Tensor, stop_A: Tensor, scratch_column: int) -> tuple[Window, Int[Tensor, "A T"]]:
+    """The columns to compute: one span where all rows agree, else each row's own, padded with the scratch column."""
+    first, stop = int(first_A.min()), int(stop_A.max())
+    T = int((stop_A - first_A).max())
+    columns_AT = first_A[:, None] + torch.arange(T)[None]
+    if bool((first_A == first).all()) and bool((stop_A == stop).all()):
+        return Span(first, stop), columns_AT
+    columns_AT = torch.where(columns_AT < stop_A[:, None], columns_AT, scratch_column)
+    return Ragged(columns_AT, stop), columns_AT
+
+
+def _project(
+    backbone: Backbone, hidden_ATD: Tensor, row_M: Int[Tensor, " M"], column_M: Int[Tensor, " M"]
+) -> Iterator[Float[Tensor, "C V"]]:
+    """Logits of the chosen hidden states, a chunk at a time."""
+    device = hidden_ATD.device
+    hidden_MD = hidden_ATD[row_M.to(device), column_M.to(device)]
+    for chunk_CD in hidden_MD.split(CHUNK):  # type: ignore[no-untyped-call]
+        with torch.inference_mode():
+            logits_CV = backbone.logits(chunk_CD)
+        yield logits_CV

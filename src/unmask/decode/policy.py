@@ -1,0 +1,130 @@
+"""Policies: which of the proposed tokens a step commits.
+
+A proposal is made for every place that was asked about; places are sorted by row and column. A policy ranks them within
+their row and takes some. Ranking is by score, highest first; equal scores are ordered by the raw confidence of the token
+(before temperature and nucleus, so that the many exact ties of a cold distribution do not fall back on reading
+order), and what is still equal by position, leftmost first.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.decode.settings import DecodeSettings
+from unmask.diffusion.confidence import entropy, token_confidence, top_margin
+from unmask.diffusion.logits import draw, shape_logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """For each place: the token it would get, how sure the model is, and the score that ranks it."""
+
+    token_M: Int[Tensor, " M"]
+    confidence_M: Float[Tensor, " M"]
+    entropy_M: Float[Tensor, " M"]
+    score_M: Float[Tensor, " M"]
+    tie_M: Float[Tensor, " M"]
+
+
+def propose(
+    logits_CV: Float[Tensor, "C V"], settings: DecodeSettings, *, uniform_C: Float[Tensor, " C"] | None
+) -> Proposal:
+    """Draw a token for each place and measure how sure the model is of it, in float32.
+
+    `uniform_C` drives the draw; it is needed when the temperature acts on content. `confidence_M` and `entropy_M` are
+    those of the distribution that orders the places.
+    """
+    raw = logits_CV.float().log_softmax(-1)
+    is_shaped = (
+        settings.temperature not in (0.0, 1.0) or settings.top_p not in (None, 1.0) or settings.top_k is not None
+    )
+    shaped = raw
+    if is_shaped:
+        shaped = shape_logits(
+            raw, temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k
+        ).log_softmax(-1)
+    if settings.temperature > 0 and settings.temperature_role != "order":
+        assert uniform_C is not None
+        token = draw(shaped, uniform_C)
+    else:
+        token = raw.argmax(-1)
+    ordering = raw if settings.temperature_role == "content" else shaped
+    confidence, spread = token_confidence(ordering, token), entropy(ordering)
+    if settings.policy == "entropy":
+        score = -spread
+    elif settings.policy == "topk_margin":
+        score = top_margin(ordering)
+    else:
+        score = confidence
+    tie = confidence if ordering is raw else token_confidence(raw, token)
+    return Proposal(token_M=token, confidence_M=confidence, entropy_M=spread, score_M=score, tie_M=tie)
+
+
+def join(parts: list[Proposal]) -> Proposal:
+    """The proposals of several chunks as one, on the CPU."""
+    return Proposal(
+        token_M=torch.cat([part.token_M for part in parts]).cpu(),
+        confidence_M=torch.cat([part.confidence_M for part in parts]).cpu(),
+        entropy_M=torch.cat([part.entropy_M for part in parts]).cpu(),
+        score_M=torch.cat([part.score_M for part in parts]).cpu(),
+        tie_M=torch.cat([part.tie_M for part in parts]).cpu(),
+    )
+
+
+def rank_within_rows(
+    rows_M: Int[Tensor, " M"], score_M: Float[Tensor, " M"], tie_M: Float[Tensor, " M"]
+) -> Int[Tensor, " M"]:
+    """Each place's rank among those of its row: 0 for the best score, ties by `tie_M`, then by position.
+
+    >>> rank_within_rows(torch.tensor([0, 0, 0, 1]), torch.tensor([0.1, 0.9, 0.9, 0.5]), torch.tensor([0., 0., 1., 0.]))
+    tensor([2, 1, 0, 0])
+    """
+    order = torch.arange(len(rows_M))
+    for key, descending in ((tie_M, True), (score_M, True), (rows_M, False)):
+        order = order[key[order].sort(stable=True, descending=descending).indices]
+    first_of_row = torch.searchsorted(rows_M[order], rows_M[order])
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order)) - first_of_row
+    return rank
+
+
+def take_best(rank_M: Int[Tensor, " M"], budget_M: Int[Tensor, " M"]) -> Bool[Tensor, " M"]:
+    """The `budget` best places of each row."""
+    return rank_M < budget_M
+
+
+def take_above(
+    rank_M: Int[Tensor, " M"],
+    confidence_M: Float[Tensor, " M"],
+    *,
+    threshold: float,
+    at_least_M: Int[Tensor, " M"],
+) -> Bool[Tensor, " M"]:
+    """All places at least as sure as `threshold`, and in any case the `at_least` best (Fast-dLLM, arXiv 2505.22618)."""
+    return (confidence_M >= threshold) | (rank_M < at_least_M)
+
+
+def take_factor(
+    rank_M: Int[Tensor, " M"],
+    confidence_M: Float[Tensor, " M"],
+    *,
+    factor: float,
+    at_least_M: Int[Tensor, " M"],
+) -> Bool[Tensor, " M"]:
+    """The largest n with (n + 1)(1 - c_n) < factor, c_n the n-th best confidence (Fast-dLLM, section 3.3).
+
+    With factor 1 the product of the marginals and the joint distribution have the same best answer. (n + 1)(1 - c_n)
+    grows with n, so the places that satisfy it are the n best. Ranks must be by confidence.
+    """
+    n = rank_M + 1
+    return ((n + 1) * (1 - confidence_M) < factor) | (rank_M < at_least_M)
+
+
+def gumbel(uniform_M: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
+    """Standard Gumbel noise. The n best of score / temperature + noise are n draws without replacement from
+    softmax(score / temperature) (Kool et al., 2019)."""
+    tiny = math.ulp(0.5)
+    return -(-(uniform_M.double().clamp(tiny, 1 - tiny)).log()).log()

@@ -1,0 +1,139 @@
+"""How to decode: every knob of the loop, checked once and then trusted."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from unmask.errors import SettingsError, did_you_mean
+
+PolicyName = Literal[
+    "origin", "maskgit_plus", "topk_margin", "entropy", "threshold", "factor", "left_to_right", "random"
+]
+Mode = Literal["exact", "reference"]
+TemperatureRole = Literal["both", "content", "order"]
+
+POLICIES: tuple[str, ...] = get_args(PolicyName)
+REFERENCE_POLICIES = ("origin", "maskgit_plus", "topk_margin", "entropy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeSettings:
+    """Settings of one decoding run. Every default is valid."""
+
+    max_new_tokens: int = 256
+    """Tokens that an answer may have; the number of masks that are laid out behind the prompt."""
+
+    steps: int | None = None
+    """Forward passes that an answer may take. None: one per position for the counting policies, as many as needed for
+    `threshold` and `factor`."""
+
+    block_length: int | None = None
+    """Positions per block; blocks are filled from left to right. None: the model's own block length, 1 for a causal
+    model, the whole canvas for a full-attention model."""
+
+    policy: PolicyName = "entropy"
+    """Which open positions a step commits: those with the best score (`maskgit_plus`, `topk_margin`, `entropy`), all
+    above `threshold`, as many as `factor` allows, the leftmost, random ones, or each with the schedule's probability
+    (`origin`)."""
+
+    policy_temperature: float = 0.0
+    """0 takes the best-scored positions; above 0 they are drawn without replacement from softmax(score / temperature)."""
+
+    threshold: float | None = None
+    """Confidence in (0, 1] from which `threshold` commits; 0.9 when None (Fast-dLLM, arXiv 2505.22618)."""
+
+    factor: float | None = None
+    """`factor` commits the n best with (n + 1)(1 - confidence of the n-th) < factor; 1.0 when None (ibid., section 3.3)."""
+
+    temperature: float = 0.0
+    """0 is greedy. Acts before the score, so it moves the order as well as the tokens; see `temperature_role`."""
+
+    temperature_role: TemperatureRole = "both"
+    """What the temperature acts on: the tokens (`content`), the scores that order them (`order`), or both, as in the
+    paper."""
+
+    top_p: float | None = None
+    """Nucleus in (0, 1]; None is off."""
+
+    top_k: int | None = None
+    """Best tokens kept, at least 1; None is off."""
+
+    mode: Mode = "exact"
+    """`reference` does what Dream's `diffusion_generate` does, token for token and quirk for quirk."""
+
+    eps: float = 1e-3
+    """Last time of the reference schedule."""
+
+    seed: int = 0
+    """Seed of every random choice."""
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("policy", POLICIES),
+            ("mode", get_args(Mode)),
+            ("temperature_role", get_args(TemperatureRole)),
+        ):
+            given = getattr(self, name)
+            if given not in known:
+                raise SettingsError(f"{_flag(name)} {given!r} is not known; {did_you_mean(str(given), known)}")
+        for name in ("max_new_tokens", "steps", "block_length", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{_flag(name)} {value} is not a count; it must be at least 1")
+        for name in ("temperature", "policy_temperature"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise SettingsError(f"{_flag(name)} {value} is not a temperature; it must be 0 (greedy) or more")
+        for name in ("top_p", "threshold", "eps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise SettingsError(f"{_flag(name)} {value} lies outside (0, 1]; {_NEAREST[name]}")
+        if self.factor is not None and not 0 < self.factor < float("inf"):
+            raise SettingsError(f"--factor {self.factor} is not positive; 1.0 is the bound of Fast-dLLM's theorem")
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        for name in ("threshold", "factor"):
+            if getattr(self, name) is not None and self.policy != name:
+                raise SettingsError(
+                    f"--{name} {getattr(self, name)} has no effect with the policy {self.policy!r}; "
+                    f"give `--policy {name}` or leave --{name} out"
+                )
+        if self.policy_temperature > 0 and self.policy in ("origin", "threshold", "factor", "left_to_right", "random"):
+            raise SettingsError(
+                f"--policy-temperature {self.policy_temperature} has no effect with the policy {self.policy!r}, which "
+                "does not rank positions by a score; use it with maskgit_plus, topk_margin or entropy"
+            )
+        if self.temperature_role != "both" and self.temperature == 0:
+            raise SettingsError(
+                f"--temperature-role {self.temperature_role} has no effect at temperature 0; give a --temperature above 0"
+            )
+        if self.mode == "reference":
+            self._check_reference()
+        elif self.eps != 1e-3:
+            raise SettingsError("--eps belongs to the reference schedule; give `--mode reference` with it")
+
+    def _check_reference(self) -> None:
+        if self.policy not in REFERENCE_POLICIES:
+            raise SettingsError(
+                f"the reference mode has no policy {self.policy!r}; it has {', '.join(REFERENCE_POLICIES)}. "
+                "Leave `--mode reference` out to use the others"
+            )
+        if self.block_length is not None:
+            raise SettingsError(
+                f"the reference mode has no blocks, and --block-length {self.block_length} was given; leave one out"
+            )
+        if self.temperature_role != "both":
+            raise SettingsError(
+                "in the reference mode the temperature acts on content and order both; leave --temperature-role out"
+            )
+
+
+_NEAREST = {
+    "top_p": "1 keeps everything",
+    "threshold": "0.9 is usual, 1 commits one position at a time",
+    "eps": "0.001 is usual",
+}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

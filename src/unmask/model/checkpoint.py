@@ -1,0 +1,334 @@
+"""Hugging Face checkpoint folders, in and out.
+
+Reading maps each safetensors file, copies every tensor once into its place in the network, and gives the mapped pages
+back as it goes: peak memory is the network and one tensor. Before the first byte is copied the headers alone are
+compared with the network, so a checkpoint with missing, unexpected or mis-shaped tensors is refused at once and whole.
+
+Parameters carry `transformers`' Qwen2 names (`model.layers.0.self_attn.q_proj.weight`); LLaDA's are translated here.
+"""
+
+import json
+import mmap
+import os
+import re
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unmask.errors import CheckpointError
+from unmask.model.backbone import Backbone
+from unmask.model.config import Family, ModelConfig, Override
+from unmask.model.packed import PackedLinear
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_SHARD_BYTES = 5 * 1000**3
+_LISTED = 4  # tensors named in full in an error message
+
+
+class TensorSource(Protocol):
+    """Named tensors somewhere on disk, under the names of `transformers`' Qwen2."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor's name and shape, without reading data."""
+        ...
+
+    def read(self, name: str, out: Tensor) -> None:
+        """Copy one tensor into `out`, converting its dtype."""
+        ...
+
+
+def load_folder(
+    folder: Path, *, dtype: torch.dtype, device: torch.device, override: Override | None = None
+) -> Backbone:
+    """The network of a Hugging Face folder. Raises CheckpointError for one that is incomplete or damaged."""
+    config = read_config(folder, override=override)
+    return fill(
+        Backbone, config, SafetensorsFolder(folder, config.family), dtype=dtype, device=device, where=str(folder)
+    )
+
+
+def read_config(folder: Path, *, override: Override | None = None) -> ModelConfig:
+    """The `ModelConfig` of a folder with a `config.json`."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds no config.json, so it is not a checkpoint folder; give the folder "
+            "that has it, or a .gguf file"
+        )
+    generation = folder / "generation_config.json"
+    return ModelConfig.from_hf(
+        _read_json(folder / "config.json"),
+        generation=_read_json(generation) if generation.is_file() else None,
+        override=override,
+    )
+
+
+def fill(
+    build: Callable[[ModelConfig], Backbone],
+    config: ModelConfig,
+    source: TensorSource,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    where: str,
+) -> Backbone:
+    """Build the network without memory, then give each parameter its storage and its values, one at a time."""
+    with torch.device("meta"):
+        backbone = build(config)
+    wanted = {hf_name(name): tuple(parameter.shape) for name, parameter in backbone.named_parameters()}
+    _compare(wanted, source.shapes(), tied=config.tie_embeddings, where=where)
+    for name, parameter in list(backbone.named_parameters()):
+        values = torch.empty(parameter.shape, dtype=dtype, device=device)
+        source.read(hf_name(name), values)
+        owner = backbone.get_submodule(name.rpartition(".")[0])
+        setattr(owner, name.rpartition(".")[2], nn.Parameter(values, requires_grad=False))
+    if config.tie_embeddings:
+        backbone.lm_head.weight = backbone.embed_tokens.weight
+    return backbone.eval()
+
+
+def save_folder(backbone: Backbone, folder: Path, *, shard_bytes: int = _SHARD_BYTES) -> None:
+    """Write config.json and sharded safetensors that `transformers` and `load_folder` read.
+
+    The files are written into a folder beside `folder` and then moved into it, config last, so that a crash leaves no
+    folder that looks complete and is not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        shards = list(_shards(_plain_parameters(backbone), backbone.config.family, shard_bytes))
+        index: dict[str, str] = {}
+        for number, shard in enumerate(shards, 1):
+            file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            save_file({name: tensor.contiguous() for name, tensor in shard.items()}, temporary / file, {"format": "pt"})
+            index |= dict.fromkeys(shard, file)
+        if len(shards) > 1:
+            total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+            _write_json(
+                temporary / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index}
+            )
+        dtype = str(backbone.dtype).removeprefix("torch.")
+        _write_json(temporary / "config.json", {**backbone.config.to_hf(), "torch_dtype": dtype})
+        for stale in [*folder.glob("model*.safetensors"), *folder.glob("model.safetensors.index.json")]:
+            stale.unlink()
+        for file_path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+            file_path.replace(folder / file_path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def hf_name(name: str) -> str:
+    """Our parameter name as `transformers` spells it."""
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+class SafetensorsFolder:
+    """The tensors of a folder: one `model.safetensors`, or the shards that its index names."""
+
+    def __init__(self, folder: Path, family: Family) -> None:
+        self._files = [SafetensorsFile(path) for path in _shard_paths(folder)]
+        self._where: dict[str, tuple[SafetensorsFile, str]] = {}
+        for file in self._files:
+            for stored in file.header:
+                name = llada_to_hf_name(stored) if family == "llada" else stored
+                self._where[name] = (file, stored)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(file.header[stored]["shape"]) for name, (file, stored) in self._where.items()}
+
+    def read(self, name: str, out: Tensor) -> None:
+        file, stored = self._where[name]
+        file.read(stored, out)
+
+
+class SafetensorsFile:
+    """One safetensors file: an 8-byte length, a JSON header, then the data. Mapped, never loaded as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 0 < length <= size - 8:
+                raise _truncated(path, f"its {size} bytes do not hold a safetensors header")
+            try:
+                header = json.loads(file.read(length))
+            except ValueError:
+                raise CheckpointError(f"{path} has a damaged safetensors header; download the file again") from None
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        header.pop("__metadata__", None)
+        self.header: dict[str, dict[str, Any]] = header
+        self._data = 8 + length
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if self._data + end > size:
+            raise _truncated(path, f"its header promises {self._data + end} bytes and it has {size}")
+
+    def read(self, name: str, out: Tensor) -> None:
+        entry = self.header[name]
+        dtype = _DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise CheckpointError(
+                f"{self.path} stores {name} as {entry['dtype']}; weights are read from {', '.join(_DTYPES)}"
+            )
+        start, stop = (self._data + offset for offset in entry["data_offsets"])
+        if stop > start:
+            count = (stop - start) // dtype.itemsize
+            out.copy_(torch.frombuffer(self._map, dtype=dtype, count=count, offset=start).view(entry["shape"]))
+            self._release(start, stop)
+
+    def _release(self, start: int, stop: int) -> None:
+        """Give the pages behind us back; they are unchanged file pages and can be read again."""
+        if hasattr(self._map, "madvise"):
+            first = start - start % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, first, stop - first)
+
+
+_LLADA_NAMES = {
+    "transformer.wte.weight": "model.embed_tokens.weight",
+    "transformer.ln_f.weight": "model.norm.weight",
+    "transformer.ff_out.weight": "lm_head.weight",
+    "attn_norm": "input_layernorm",
+    "ff_norm": "post_attention_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "attn_out": "self_attn.o_proj",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+}
+_LLADA_FROM_HF = {ours: theirs for theirs, ours in _LLADA_NAMES.items()}
+
+
+def llada_to_hf_name(name: str) -> str:
+    """LLaDA's parameter name as Qwen2's; a name that LLaDA does not have comes back unchanged.
+
+    >>> llada_to_hf_name("model.transformer.blocks.3.ff_proj.weight")
+    'model.layers.3.mlp.gate_proj.weight'
+    """
+    whole = _LLADA_NAMES.get(name.removeprefix("model."))
+    if whole is not None:
+        return whole
+    match = re.fullmatch(r"model\.transformer\.blocks\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if match and match[2] in _LLADA_NAMES:
+        return f"model.layers.{match[1]}.{_LLADA_NAMES[match[2]]}.{match[3]}"
+    return name
+
+
+def hf_to_llada_name(name: str) -> str:
+    """The inverse of `llada_to_hf_name`."""
+    if name in _LLADA_FROM_HF:
+        return f"model.{_LLADA_FROM_HF[name]}"
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    if match is None:
+        raise AssertionError(f"{name} is no parameter of the network")
+    return f"model.transformer.blocks.{match[1]}.{_LLADA_FROM_HF[match[2]]}.{match[3]}"
+
+
+def _shard_paths(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        absent = [name for name in names if not (folder / name).is_file()]
+        if absent or not names:
+            raise CheckpointError(
+                f"{folder} is incomplete: its index names {_some(absent) if absent else 'no files'} which "
+                "is not there; download the rest"
+            )
+        return [folder / name for name in names]
+    single = folder / "model.safetensors"
+    if not single.is_file():
+        raise CheckpointError(
+            f"{folder} holds no model.safetensors and no model.safetensors.index.json; weights are read from "
+            "safetensors, so convert other formats first"
+        )
+    return [single]
+
+
+def _compare(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], *, tied: bool, where: str
+) -> None:
+    problems = []
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        problems.append(f"missing: {_some(missing)}")
+    allowed = {"lm_head.weight"} if tied else set()
+    unexpected = [n for n in found if n not in wanted and n not in allowed and not n.endswith("rotary_emb.inv_freq")]
+    if unexpected:
+        problems.append(f"unexpected: {_some(unexpected)}")
+    wrong = [
+        f"{name} is {_dims(found[name])} instead of {_dims(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    if wrong:
+        problems.append(f"mis-shaped: {_some(wrong)}")
+    if problems:
+        raise CheckpointError(
+            f"{where} does not hold the tensors that its config describes; {'; '.join(problems)}. "
+            "The weights and the config belong to different models, or a file is missing"
+        )
+
+
+def _dims(shape: Iterable[int]) -> str:
+    return "×".join(str(size) for size in shape)
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _truncated(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} is cut short: {why}; download the file again")
+
+
+def _plain_parameters(backbone: Backbone) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter under its HF name, packed layers unpacked, a tied head left out."""
+    for name, parameter in backbone.named_parameters():
+        yield hf_name(name), parameter.detach()
+    for name, module in backbone.named_modules():
+        if isinstance(module, PackedLinear) and not (name == "lm_head" and backbone.config.tie_embeddings):
+            yield hf_name(f"{name}.weight"), module.plain_weight()
+
+
+def _shards(parameters: Iterator[tuple[str, Tensor]], family: Family, shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in parameters:
+        if shard and size + tensor.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[hf_to_llada_name(name) if family == "llada" else name] = tensor
+        size += tensor.nbytes
+    yield shard
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}); download it again") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} must hold a JSON object; download it again")
+    return data
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
