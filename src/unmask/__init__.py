@@ -8,7 +8,29 @@
 Importing this package costs milliseconds; torch is loaded by the first `load`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from unmask.errors import UnmaskError
 from unmask.version import __version__
 
-__all__ = ["UnmaskError", "__version__"]
+if TYPE_CHECKING:
+    from unmask.decode.infill import infill
+    from unmask.decode.session import Model, load
+    from unmask.decode.settings import DecodeSettings
+
+_LAZY = {
+    "DecodeSettings": "unmask.decode.settings",
+    "Model": "unmask.decode.session",
+    "infill": "unmask.decode.infill",
+    "load": "unmask.decode.session",
+}
+
+__all__ = ["DecodeSettings", "Model", "UnmaskError", "__version__", "infill", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'unmask' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

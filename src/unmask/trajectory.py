@@ -45,11 +45,13 @@ class Commit:
 class StepEvent:
     """What one turn of the loop did to a batch.
 
-    `remasked` are (row, position) pairs that went back to masked; `finished` are the rows that are done after this
-    step; `positions_computed` counts the token positions that went through the network in this step.
+    `active` are the rows that took part; `remasked` are (row, position) pairs that went back to masked; `finished` are
+    the rows that are done after this step; `positions_computed` counts the token positions that went through the
+    network in this step.
     """
 
     step: int
+    active: tuple[int, ...] = ()
     commits: tuple[Commit, ...] = ()
     remasked: tuple[tuple[int, int], ...] = ()
     finished: tuple[int, ...] = ()

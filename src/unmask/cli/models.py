@@ -86,7 +86,7 @@ def pull(
 
     start = time.monotonic()
     try:
-        with _progress() as report:
+        with progress() as report:
             found = resolve(name, revision=revision, report=report)
     except KeyboardInterrupt:
         print(f"stopped; `unmask models pull {name}` goes on from the last whole piece", file=sys.stderr)
@@ -197,7 +197,7 @@ def _bytes_of(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _progress() -> "Iterator[Report]":
+def progress() -> "Iterator[Report]":
     """A bar on stderr; where stderr is no terminal, one line for each thing that is fetched."""
     if not sys.stderr.isatty():
         yield _LinePerLabel()

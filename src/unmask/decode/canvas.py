@@ -1,8 +1,8 @@
 """The canvas: a batch of rows being filled.
 
-Letters: B rows, L columns. Rows may have different lengths: each occupies the columns start … end-1, the rest is padding
-that nobody sees. A row's *position* is its column less its start, so it does not depend on the batch. Rows are placed as
-far right as they go (left padding), starting at a multiple of `align`, which keeps the block boundaries of a
+Letters: B rows, L columns. Rows may have different lengths: each occupies the columns start … end-1, the rest is
+padding that nobody sees. A row's *position* is its column less its start, so it does not depend on the batch. Rows are
+placed as far right as they go (left padding), starting at a multiple of `align`, which keeps the block boundaries of a
 block-attention model on the same columns in every row.
 
 The canvas lives on the CPU; a denoiser takes what it needs to its device. Fixed positions (the prompt, given text,

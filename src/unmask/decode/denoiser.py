@@ -12,7 +12,7 @@ V vocabulary.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,6 +28,7 @@ from unmask.model.config import ModelConfig
 CHUNK = 128  # places per chunk: 128 x 152,000 float32 scores are 78 MB
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """What the loop needs of a network."""
 

@@ -181,8 +181,8 @@ class ExactRule:
             steps = min(steps, max(1, total))
         if steps < len(sized):
             raise SettingsError(
-                f"--steps {self.settings.steps} is fewer than the {len(sized)} blocks of {length} positions, and a block "
-                f"takes at least one step; give --steps {len(sized)} or more, or a larger --block-length"
+                f"--steps {self.settings.steps} is fewer than the {len(sized)} blocks of {length} positions, and a "
+                f"block takes at least one step; give --steps {len(sized)} or more, or a larger --block-length"
             )
         shares = split_steps([size for _, _, size in sized], steps)
         return [(*block, share) for block, share in zip(sized, shares, strict=True)]
@@ -200,8 +200,8 @@ def block_length_of(denoiser: Denoiser, settings: DecodeSettings) -> int | None:
     if config.attention == "causal":
         if given not in (None, 1):
             raise SettingsError(
-                f"--block-length {given} was given, but the model is autoregressive: a position sees only what is left of "
-                "it, so it fills one position at a time; leave --block-length out or give 1"
+                f"--block-length {given} was given, but the model is autoregressive: a position sees only what is left "
+                "of it, so it fills one position at a time; leave --block-length out or give 1"
             )
         return 1
     if config.attention == "block":

@@ -79,6 +79,7 @@ def _exact_steps(
         is_open_B = open_places_BL(canvas, answer_end(canvas, end_ids)).any(-1)
         yield StepEvent(
             step=step,
+            active=tuple(was_open_B.nonzero().flatten().tolist()),
             commits=commits,
             finished=tuple((was_open_B & ~is_open_B).nonzero().flatten().tolist()),
             num_forwards=meter.forwards,
@@ -101,6 +102,7 @@ def _reference_steps(denoiser: Denoiser, canvas: Canvas, settings: DecodeSetting
             remasked = tuple(zip(again.rows_M.tolist(), positions_M.tolist(), strict=True))
         yield StepEvent(
             step=step,
+            active=tuple(range(canvas.num_rows)),
             commits=commits,
             remasked=remasked,
             finished=tuple(range(canvas.num_rows)) if step == rule.num_steps - 1 else (),

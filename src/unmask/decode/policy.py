@@ -1,8 +1,8 @@
 """Policies: which of the proposed tokens a step commits.
 
 A proposal is made for every place that was asked about; places are sorted by row and column. A policy ranks them within
-their row and takes some. Ranking is by score, highest first; equal scores are ordered by the raw confidence of the token
-(before temperature and nucleus, so that the many exact ties of a cold distribution do not fall back on reading
+their row and takes some. Ranking is by score, highest first; equal scores are ordered by the raw confidence of the
+token (before temperature and nucleus, so that the many exact ties of a cold distribution do not fall back on reading
 order), and what is still equal by position, leftmost first.
 """
 

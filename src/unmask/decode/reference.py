@@ -6,8 +6,8 @@ positions overwritten by masks; scores are kept in the network's dtype; the mask
 mask id inside the prompt is decoded; all steps run even when nothing is left to do; one random stream serves the whole
 batch; where a distribution fails torch's check the whole step silently becomes greedy.
 
-The stream is `torch.Generator().manual_seed(seed)`, which on the CPU draws the same numbers as `torch.manual_seed(seed)`
-does for the original. The order of tensor operations is the original's, so that equal logits give equal bits.
+The stream is `torch.Generator().manual_seed(seed)`, which on the CPU draws what `torch.manual_seed(seed)` makes the
+original draw. The order of tensor operations is the original's, so that equal logits give equal bits.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class ReferenceRule:
     def apply(
         self, canvas: Canvas, places: Positions, denoiser: Denoiser, index: int
     ) -> tuple[Positions, Positions, Drawn]:
-        """Run step `index` on the canvas: the places committed, those re-masked, and what was drawn at the committed."""
+        """Run step `index` on the canvas: the places committed, those re-masked, what was drawn at the committed."""
         logits_MV = torch.cat([logits.cpu() for logits in denoiser.logits(canvas, places)])
         if self._settings.policy == "origin":
             ids_BL, drawn = self._origin(canvas, places, logits_MV, index)
@@ -118,8 +118,8 @@ class ReferenceRule:
             return torch.multinomial((score_BL / temperature).softmax(-1), n, generator=self._generator)
         except RuntimeError as error:
             raise NumericsError(
-                f"the reference mode cannot draw {n} positions at policy temperature {temperature} ({error}); a row has "
-                "too few masks left or its scores are not numbers; use `--mode exact`"
+                f"the reference mode cannot draw {n} positions at policy temperature {temperature} ({error}); a row "
+                "has too few masks left or its scores are not numbers; use `--mode exact`"
             ) from None
 
     def _draw(self, logits_MV: Float[Tensor, "M V"]) -> Drawn:

@@ -36,13 +36,15 @@ class DecodeSettings:
     (`origin`)."""
 
     policy_temperature: float = 0.0
-    """0 takes the best-scored positions; above 0 they are drawn without replacement from softmax(score / temperature)."""
+    """0 takes the best-scored positions; above 0 they are drawn without replacement from
+    softmax(score / temperature)."""
 
     threshold: float | None = None
     """Confidence in (0, 1] from which `threshold` commits; 0.9 when None (Fast-dLLM, arXiv 2505.22618)."""
 
     factor: float | None = None
-    """`factor` commits the n best with (n + 1)(1 - confidence of the n-th) < factor; 1.0 when None (ibid., section 3.3)."""
+    """`factor` commits the n best with (n + 1)(1 - confidence of the n-th) < factor; 1.0 when None (ibid., section
+    3.3)."""
 
     temperature: float = 0.0
     """0 is greedy. Acts before the score, so it moves the order as well as the tokens; see `temperature_role`."""
@@ -105,7 +107,8 @@ class DecodeSettings:
             )
         if self.temperature_role != "both" and self.temperature == 0:
             raise SettingsError(
-                f"--temperature-role {self.temperature_role} has no effect at temperature 0; give a --temperature above 0"
+                f"--temperature-role {self.temperature_role} has no effect at temperature 0; give a --temperature "
+                "above 0"
             )
         if self.mode == "reference":
             self._check_reference()

@@ -46,9 +46,9 @@ def keep_nucleus(logits_MV: Float[Tensor, "M V"], top_p: float) -> Float[Tensor,
 
 
 def _cutoff(falling_MK: Float[Tensor, "M K"], total_M1: Float[Tensor, "M 1"], top_p: float) -> Float[Tensor, "M 1"]:
-    """The score of the last token inside the nucleus."""
+    """The score of the last token inside the nucleus; NaN for a row that holds NaN."""
     mass_before = (falling_MK - total_M1).exp().cumsum(-1) - (falling_MK - total_M1).exp()
-    last = (mass_before <= top_p).sum(-1, keepdim=True) - 1
+    last = (mass_before < top_p).sum(-1, keepdim=True).clamp_(min=1) - 1
     return falling_MK.gather(-1, last)
 
 

@@ -20,16 +20,19 @@ def step_budget(total: int, steps: int, index: int) -> int:
 
 
 def split_steps(sizes: list[int], steps: int) -> list[int]:
-    """Share `steps` among blocks in proportion to their open positions, at least one each.
+    """Share `steps` among blocks in proportion to their open positions, at least one each (so steps >= blocks).
 
-    >>> split_steps([32, 32, 16], 10)
-    [4, 4, 2]
+    Each block takes its part of the steps and positions that are left, so the shares add up to `steps`, and none is
+    larger than its block as long as steps <= positions.
+
+    >>> split_steps([32, 32, 16], 10), split_steps([1, 1, 98], 3)
+    ([4, 4, 2], [1, 1, 1])
     """
-    total, shares, before = sum(sizes), [], 0
-    for size in sizes:
-        share = (before + size) * steps // total - before * steps // total if total else 0
-        shares.append(max(1, share))
-        before += size
+    shares, positions_left, steps_left = [], sum(sizes), steps
+    for number, size in enumerate(sizes, 1):
+        share = min(max(1, steps_left * size // positions_left), steps_left - (len(sizes) - number))
+        shares.append(share)
+        positions_left, steps_left = positions_left - size, steps_left - share
     return shares
 
 

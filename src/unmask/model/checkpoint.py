@@ -68,8 +68,8 @@ def read_config(folder: Path, *, override: Override | None = None) -> ModelConfi
         )
     generation = folder / "generation_config.json"
     return ModelConfig.from_hf(
-        _read_json(folder / "config.json"),
-        generation=_read_json(generation) if generation.is_file() else None,
+        read_json(folder / "config.json"),
+        generation=read_json(generation) if generation.is_file() else None,
         override=override,
     )
 
@@ -131,6 +131,17 @@ def save_folder(backbone: Backbone, folder: Path, *, shard_bytes: int = _SHARD_B
 def hf_name(name: str) -> str:
     """Our parameter name as `transformers` spells it."""
     return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises CheckpointError for anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}); download it again") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} must hold a JSON object; download it again")
+    return data
 
 
 class SafetensorsFolder:
@@ -240,7 +251,7 @@ def hf_to_llada_name(name: str) -> str:
 def _shard_paths(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
         absent = [name for name in names if not (folder / name).is_file()]
         if absent or not names:
             raise CheckpointError(
@@ -260,26 +271,39 @@ def _shard_paths(folder: Path) -> list[Path]:
 def _compare(
     wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], *, tied: bool, where: str
 ) -> None:
-    problems = []
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        problems.append(f"missing: {_some(missing)}")
-    allowed = {"lm_head.weight"} if tied else set()
-    unexpected = [n for n in found if n not in wanted and n not in allowed and not n.endswith("rotary_emb.inv_freq")]
-    if unexpected:
-        problems.append(f"unexpected: {_some(unexpected)}")
-    wrong = [
-        f"{name} is {_dims(found[name])} instead of {_dims(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
-    ]
-    if wrong:
-        problems.append(f"mis-shaped: {_some(wrong)}")
+    weights = {name: shape for name, shape in found.items() if not name.endswith("rotary_emb.inv_freq")}
+    optional = {"lm_head.weight": wanted["model.embed_tokens.weight"]} if tied else {}
+    problems = mismatches(wanted, weights, optional=optional)
     if problems:
         raise CheckpointError(
-            f"{where} does not hold the tensors that its config describes; {'; '.join(problems)}. "
+            f"{where} does not hold the tensors that its config describes; {problems}. "
             "The weights and the config belong to different models, or a file is missing"
         )
+
+
+def mismatches(
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    *,
+    optional: Mapping[str, tuple[int, ...]],
+) -> str:
+    """The missing, unexpected and mis-shaped tensors by name; empty when there are none.
+
+    >>> mismatches({"a": (2, 3), "b": (4,)}, {"a": (3, 2), "c": (1,)}, optional={})
+    'missing: b; unexpected: c; mis-shaped: a is 3×2 instead of 2×3'
+    """
+    known = {**optional, **wanted}
+    wrong = [
+        f"{name} is {_dims(shape)} instead of {_dims(known[name])}"
+        for name, shape in found.items()
+        if name in known and known[name] != shape
+    ]
+    problems = {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in known],
+        "mis-shaped": wrong,
+    }
+    return "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items() if names)
 
 
 def _dims(shape: Iterable[int]) -> str:
@@ -314,16 +338,6 @@ def _shards(parameters: Iterator[tuple[str, Tensor]], family: Family, shard_byte
         shard[hf_to_llada_name(name) if family == "llada" else name] = tensor
         size += tensor.nbytes
     yield shard
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}); download it again") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold a JSON object; download it again")
-    return data
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ _ARCHITECTURES: dict[str, Family] = {"qwen2": "qwen2", "llama": "llama", "dream"
 _PERMUTED = ("llama", "llada")
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_ELEMENTS_AT_ONCE = 1 << 18
+_ELEMENTS_AT_ONCE = 1 << 16  # fits the second-level cache; the fastest of 2^14 … 2^21
 _SAME_MATRIX = 0.15  # relative difference under which two quantised matrices are copies of one
 
 _NAMES = {
@@ -134,7 +134,8 @@ class GGUFFile:
         raw = np.frombuffer(self._map, np.uint8, count=count * row_bytes, offset=start).reshape(count, row_bytes)
         if kind.name in _PLAIN:
             return raw.view(_PLAIN[kind.name]).astype(np.float32, copy=False)
-        return np.asarray(dequantize(raw, kind), dtype=np.float32)
+        # As one long row: the package works through 16 rows at a time, and its calls would cost more than its sums.
+        return np.asarray(dequantize(raw.reshape(1, -1), kind), dtype=np.float32).reshape(count, -1)
 
     def _release(self, info: TensorInfo) -> None:
         if hasattr(self._map, "madvise"):

@@ -1,7 +1,7 @@
 """Linear layers whose weights are laid out for the processor's bfloat16 kernels.
 
-oneDNN reads a plain [out, in] weight at about two thirds of the memory bandwidth when few positions go through
-it, which is what decoding does. Re-ordered once at load, the same product runs 1.4 to 2 times as fast for up to 16 positions and
+oneDNN reads a plain [out, in] weight at about two thirds of the memory bandwidth when few positions go through it, and
+decoding sends few. Re-ordered once at load, the same product runs 1.4 to 2 times as fast for up to 16 positions and
 gives the same bits (docs/log.md has the table). Packing is for decoding alone: a packed layer has no gradient, and
 `plain_weight` gives its matrix back for saving.
 """

@@ -172,7 +172,7 @@ class LiveCanvas:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console = Console(stderr=True) if console is None else console
-        self._is_drawn = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.is_drawn = self.console.is_terminal and not self.console.is_dumb_terminal
         self._live = Live(
             console=self.console,
             auto_refresh=False,
@@ -194,14 +194,14 @@ class LiveCanvas:
 
     def __enter__(self) -> Self:
         self._started = self._next = self._clock()
-        if self._is_drawn:
+        if self.is_drawn:
             self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._is_drawn:
+        if not self.is_drawn:
             return
         try:
             if self._keep and self._waiting is not None:
@@ -211,7 +211,7 @@ class LiveCanvas:
 
     def update(self, frame: Frame, pieces: Mapping[int, str], *, num_forwards: int, total_steps: int | None) -> None:
         """Show `frame`, unless the last drawing was too short a time ago; its commits then stay new until one is."""
-        if not self._is_drawn:
+        if not self.is_drawn:
             return
         has_moved = len(frame.ids) != self._length  # what was new before is somewhere else now
         self._length = len(frame.ids)

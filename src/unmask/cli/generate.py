@@ -1,0 +1,72 @@
+"""`unmask generate PROMPT`: one answer, or several, to one prompt."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unmask.cli.options import ModelOptions, with_decoding
+from unmask.errors import SettingsError
+
+
+@with_decoding()
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to ask; - reads it from standard input.", show_default=False)
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Answers to give.", metavar="N")] = 1,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself, without the chat template.")] = False,
+    system: Annotated[
+        str | None, typer.Option("--system", help="System message.", metavar="TEXT", show_default=False)
+    ] = None,
+    trajectory: Annotated[
+        Path | None, typer.Option("--trajectory", help="Keep every step in FILE.", metavar="FILE", show_default=False)
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", help="Take up the run recorded in FILE …", metavar="FILE", show_default=False),
+    ] = None,
+    at: Annotated[
+        int | None,
+        typer.Option("--at", help="… after step K, with the settings given here.", metavar="K", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Result only: no drawing, no speed card.")] = False,
+    *,
+    model: ModelOptions,
+    settings: dict[str, Any],
+) -> None:
+    """Write an answer to a prompt, and watch the draft settle.
+
+    Example: unmask generate "Write a function that reverses a string." --temperature 0.2
+    """
+    from unmask.cli import output
+    from unmask.decode.session import settings_from
+
+    checked = settings_from(settings)
+    output.check_writable(trajectory)
+    if (resume is None) != (at is None):
+        raise SettingsError("--resume FILE and --at K go together: the record, and the step after which to go on")
+    if (prompt is None) == (resume is None):
+        raise SettingsError(
+            'give either a prompt, as in `unmask generate "Write hello world."`, or --resume FILE --at K'
+        )
+    if prompt is not None:
+        text = output.read_prompt(prompt)
+        loaded = model.load(quiet=quiet)
+        run = loaded.start([loaded.encode_prompt(text, raw=raw, system=system)], checked, n=n)
+    else:
+        from unmask.trajectory import load
+
+        assert resume is not None
+        assert at is not None
+        recorded = load(resume)[0]
+        run = model.load(quiet=quiet).resume(recorded, at=at, **settings)
+    is_whole = output.watch(run, quiet=quiet)
+    results = run.results()
+    output.save_trajectories(trajectory, run.trajectories)
+    output.print_results(results, as_json=as_json)
+    if not quiet:
+        output.print_card(results)
+    if not is_whole:
+        raise typer.Exit(130)

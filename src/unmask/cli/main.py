@@ -1,0 +1,76 @@
+"""The command line: `unmask VERB`. Verbs import what they need when they run, so that help costs no torch."""
+
+import errno
+import os
+import sys
+
+import typer
+
+from unmask.cli import models
+from unmask.cli.chat import chat
+from unmask.cli.doctor import doctor
+from unmask.cli.generate import generate
+from unmask.cli.infill import infill
+from unmask.cli.replay import replay
+from unmask.errors import UnmaskError
+from unmask.version import __version__
+
+EXAMPLES = """Masked diffusion language models that write code.
+
+Examples:
+
+  unmask generate "Write a function that reverses a string."
+
+  unmask infill program.py
+
+  unmask replay run.jsonl
+"""
+
+app = typer.Typer(
+    help=EXAMPLES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate)
+app.command()(chat)
+app.command()(infill)
+app.command()(replay)
+app.add_typer(models.app, name="models")
+app.command()(doctor)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_print_version, is_eager=True),
+) -> None:
+    """Holds the options that stand before a verb."""
+
+
+def main() -> None:
+    """Entry point: our errors become one line on stderr and exit code 2."""
+    try:
+        app()
+    except UnmaskError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        _fail(f"{error.strerror}: {error.filename or 'a file'} could not be written; make room or choose another place")
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,168 @@
+"""The options that generate, chat and infill share, and the decorator that gives them to a command.
+
+A decorated command takes `model: ModelOptions` and `settings: dict` instead of twenty parameters; the settings hold
+what the user gave and nothing else, so that `DecodeSettings` alone knows the defaults.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from unmask.decode.session import Model
+
+DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct"
+_DECODING = "Decoding"
+_LOADING = "Model"
+
+
+def _decoding(*names: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=_DECODING, show_default=False)
+
+
+def _loading(*names: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=_LOADING, show_default=False)
+
+
+_SETTINGS: dict[str, Any] = {
+    "max_new_tokens": Annotated[
+        int | None, _decoding("--max-new-tokens", help="Room for the answer. [256]", metavar="N")
+    ],
+    "steps": Annotated[int | None, _decoding("--steps", help="Forward passes allowed. [one per token]", metavar="N")],
+    "block_length": Annotated[
+        int | None,
+        _decoding("--block-length", help="Fill in blocks of N, left to right. [the model's own]", metavar="N"),
+    ],
+    "policy": Annotated[
+        str | None,
+        _decoding(
+            "--policy",
+            help="Which positions to commit: entropy, maskgit_plus, topk_margin, threshold, factor, left_to_right, "
+            "random, origin. [entropy]",
+            metavar="NAME",
+        ),
+    ],
+    "policy_temperature": Annotated[
+        float | None, _decoding("--policy-temperature", help="Chance in the order. [0: best first]", metavar="T")
+    ],
+    "threshold": Annotated[
+        float | None, _decoding("--threshold", help="Commit all above this confidence. [0.9]", metavar="P")
+    ],
+    "factor": Annotated[float | None, _decoding("--factor", help="Fast-dLLM's bound. [1.0]", metavar="F")],
+    "temperature": Annotated[
+        float | None, _decoding("--temperature", help="Chance in the tokens. [0: greedy]", metavar="T")
+    ],
+    "temperature_role": Annotated[
+        str | None, _decoding("--temperature-role", help="both, content or order. [both]", metavar="ROLE")
+    ],
+    "top_p": Annotated[float | None, _decoding("--top-p", help="Nucleus, in (0, 1]. [off]", metavar="P")],
+    "top_k": Annotated[int | None, _decoding("--top-k", help="Best tokens kept. [off]", metavar="K")],
+    "mode": Annotated[
+        str | None,
+        _decoding("--mode", help="exact, or reference: Dream's sampler, quirks included. [exact]", metavar="MODE"),
+    ],
+    "eps": Annotated[
+        float | None, _decoding("--eps", help="Last time of the reference schedule. [0.001]", metavar="E")
+    ],
+    "seed": Annotated[int | None, _decoding("--seed", help="Same seed, same answer. [0]", metavar="N")],
+}
+
+_MODEL: dict[str, Any] = {
+    "name": Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="Table name, hub id, folder or .gguf file.", metavar="NAME", rich_help_panel=_LOADING
+        ),
+    ],
+    "revision": Annotated[str | None, _loading("--revision", help="Branch, tag or commit on the hub.", metavar="REV")],
+    "dtype": Annotated[
+        str | None, _loading("--dtype", help="auto, bfloat16, float16 or float32. [auto]", metavar="DTYPE")
+    ],
+    "device": Annotated[str | None, _loading("--device", help="auto, cpu, cuda, … [auto]", metavar="DEVICE")],
+    "adapter": Annotated[Path | None, _loading("--adapter", help="Folder of a LoRA adapter (PEFT).", metavar="DIR")],
+    "mask_id": Annotated[
+        int | None, _loading("--mask-id", help="Mask id, where the checkpoint does not say.", metavar="ID")
+    ],
+    "attention": Annotated[
+        str | None, _loading("--attention", help="full, causal or block:LENGTH, where it does not say.", metavar="KIND")
+    ],
+    "shift_logits": Annotated[
+        bool | None,
+        typer.Option(
+            "--shift-logits/--no-shift-logits",
+            help="Hidden state i predicts token i+1, where it does not say.",
+            rich_help_panel=_LOADING,
+            show_default=False,
+        ),
+    ],
+    "offline": Annotated[bool, _loading("--offline", help="Never ask the network.")],
+}
+_MODEL_DEFAULTS: dict[str, Any] = {"name": DEFAULT_MODEL, "offline": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """Which model to load and what to state about it; see the options of the same names."""
+
+    name: str = DEFAULT_MODEL
+    revision: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    adapter: Path | None = None
+    mask_id: int | None = None
+    attention: str | None = None
+    shift_logits: bool | None = None
+    offline: bool = False
+
+    def load(self, *, quiet: bool = False) -> "Model":
+        """Load the model, with a progress bar on stderr while it is downloaded."""
+        from unmask.cli.models import progress
+        from unmask.decode.session import load
+        from unmask.model.config import Override
+
+        attention, block_length = Override.parse_attention(self.attention)
+        override = Override(
+            attention=attention, block_length=block_length, shift_logits=self.shift_logits, mask_id=self.mask_id
+        )
+        with progress() as report:
+            return load(
+                self.name,
+                revision=self.revision,
+                dtype=self.dtype or "auto",
+                device=self.device or "auto",
+                adapter=self.adapter,
+                override=override,
+                offline=self.offline,
+                report=None if quiet else report,
+            )
+
+
+def with_decoding(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the decoding and model options, less the settings named in `leave_out`."""
+    names = [name for name in _SETTINGS if name not in leave_out]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command).parameters.values() if p.name not in ("model", "settings")]
+        shared = [_parameter(name, _MODEL[name], _MODEL_DEFAULTS.get(name)) for name in _MODEL]
+        shared += [_parameter(name, _SETTINGS[name], None) for name in names]
+
+        @functools.wraps(command)
+        def wrapped(**given: Any) -> None:
+            model = ModelOptions(**{name: given.pop(name) for name in _MODEL})
+            settings = {name: given.pop(name) for name in names}
+            command(**given, model=model, settings={k: v for k, v in settings.items() if v is not None})
+
+        wrapped.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {p.name: p.annotation for p in [*own, *shared]}
+        return wrapped
+
+    return decorate
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)

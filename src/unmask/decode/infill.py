@@ -1,0 +1,367 @@
+"""Infilling: a text with any number of holes, filled without touching a byte of what was given.
+
+A text is cut into given pieces and holes. How a hole is filled depends on how the model attends:
+
+    full attention   all holes at once, on one canvas: given text, masks, given text, … Every hole sees everything.
+    causal           hole by hole, from left to right, in the fill-in-the-middle form that the checkpoint was trained
+                     on (prefix, suffix, middle; Bavarian et al., 2022), if its vocabulary has the three tokens.
+
+A hole has a fixed number of tokens, a range, or grows. On a full-attention model a range or growth is decided before
+anything is committed, by the model's first look: the length whose masks get the highest mean log-confidence (CAL, arXiv
+2602.00476). A range tries at most eight lengths; growth adds a block as long as that score rises. On a causal model the
+model ends the hole by itself, within the range.
+
+The result is put together from the given strings and the decoded holes, never by decoding the given tokens again: a
+tokenizer may change what it encodes (Qwen2's composes characters), the given text comes back byte for byte.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from unmask.decode.canvas import Canvas, Positions
+from unmask.decode.run import Run
+from unmask.decode.session import Model
+from unmask.decode.settings import DecodeSettings
+from unmask.diffusion.confidence import token_confidence
+from unmask.diffusion.logits import suppress_
+from unmask.errors import CanvasError, CheckpointError
+from unmask.trajectory import StepEvent, Trajectory
+
+DEFAULT_GROWTH = 8
+DEFAULT_LIMIT = 64
+_LENGTHS_TRIED = 8
+_MARKER = re.compile(r"\[\[\?(\d+(?:-\d+)?|\+)?\]\]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hole:
+    """A gap of `least` to `most` tokens. `grows` tries block after block instead of lengths spread over the range."""
+
+    least: int = 1
+    most: int = DEFAULT_LIMIT
+    grows: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise CanvasError(
+                f"a hole of {self.least} to {self.most} tokens cannot be filled; it must be from 1 token up, "
+                "and its first number not above its second"
+            )
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.least == self.most
+
+    @classmethod
+    def parse(cls, text: str, *, limit: int = DEFAULT_LIMIT) -> "Hole":
+        """`12`, `4-16`, or `+` (and nothing) for a hole that grows up to `limit`.
+
+        >>> Hole.parse("4-16")
+        Hole(least=4, most=16, grows=False)
+        """
+        if text in ("", "+"):
+            return cls(most=limit)
+        least, _, most = text.partition("-")
+        return cls(least=int(least), most=int(most or least), grows=False)
+
+
+Segment = str | Hole
+
+
+def parse_markers(text: str, *, limit: int = DEFAULT_LIMIT) -> list[Segment]:
+    """Cut a text at its hole markers: `[[?]]` or `[[?+]]` grows, `[[?12]]` is 12 tokens, `[[?4-16]]` a range.
+
+    >>> parse_markers("a = [[?2]]\\n")
+    ['a = ', Hole(least=2, most=2, grows=False), '\\n']
+    """
+    segments: list[Segment] = []
+    at = 0
+    for match in _MARKER.finditer(text):
+        segments += [text[at : match.start()], Hole.parse(match[1] or "", limit=limit)]
+        at = match.end()
+    return [*segments, text[at:]]
+
+
+def cut_lines(text: str, ranges: Sequence[tuple[int, int]], hole: Hole) -> list[Segment]:
+    """Make a hole of each range of lines (counted from 1, both ends in); the last line's newline stays given.
+
+    Raises CanvasError for ranges that overlap, run backwards, or lie outside the text.
+
+    >>> cut_lines("a\\nb\\nc\\n", [(2, 2)], Hole.parse("3"))
+    ['a\\n', Hole(least=3, most=3, grows=False), '\\nc\\n']
+    """
+    lines = text.splitlines(keepends=True)
+    segments: list[Segment] = []
+    done = 0  # lines already placed
+    held = ""
+    for first, last in sorted(ranges):
+        if not 1 <= first <= last <= len(lines):
+            raise CanvasError(
+                f"lines {first}-{last} are not in the text, which has {len(lines)} lines counted from 1; "
+                "give FIRST-LAST within it"
+            )
+        if first <= done:
+            raise CanvasError(f"the holes overlap at line {first}: each line can lie in one hole; merge the ranges")
+        segments += [held + "".join(lines[done : first - 1]), hole]
+        body = lines[last - 1].rstrip("\r\n")
+        held = lines[last - 1][len(body) :]
+        done = last
+    return [*segments, held + "".join(lines[done:])]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Infilling:
+    """A filled text: the whole, the text of each hole in order, and what it took."""
+
+    text: str
+    holes: tuple[str, ...]
+    hole_tokens: tuple[int, ...]
+    num_forwards: int
+    positions_computed: int
+    seconds: float
+    finish_reason: Literal["stop", "interrupted"]
+    trajectories: tuple[Trajectory, ...]
+
+
+def infill(model: Model, segments: Sequence[Segment], settings: DecodeSettings | None = None) -> Infilling:
+    """Fill every hole and give the result."""
+    filler = start_infill(model, segments, settings or DecodeSettings())
+    for _ in filler:
+        pass
+    return filler.result()
+
+
+def start_infill(model: Model, segments: Sequence[Segment], settings: DecodeSettings) -> "Filler":
+    """The filler that suits the model. Raises CanvasError for a text without holes or one that does not fit."""
+    if not any(isinstance(segment, Hole) for segment in segments):
+        raise CanvasError(
+            "the text has no hole; write [[?]] where the model should fill in ([[?12]] for 12 tokens, [[?4-16]] for a "
+            "range), or name lines with --lines FIRST-LAST"
+        )
+    if model.backbone.config.attention == "full":
+        return CanvasFiller(model, segments, settings)
+    return MiddleFiller(model, segments, settings)
+
+
+class Filler:
+    """An iterator of step events that fills holes; `run` is the run under way, for a live view."""
+
+    run: Run
+    holes: list[list[int]]
+    is_done: bool
+
+    def __init__(self, model: Model, segments: Sequence[Segment], settings: DecodeSettings) -> None:
+        self.model, self.segments, self.settings = model, list(segments), settings
+        self.is_done = False
+        self.seconds = 0.0
+        self.probes = 0
+        self.positions_probed = 0
+        self.runs: list[Run] = []
+
+    def __iter__(self) -> Iterator[StepEvent]:
+        raise NotImplementedError
+
+    def fills(self) -> list[list[int]]:
+        """The ids that each hole has so far."""
+        raise NotImplementedError
+
+    def result(self) -> Infilling:
+        """The text as it stands; holes that were not reached are empty."""
+        fills = self.fills()
+        texts = [self.model.tokenizer.decode(ids) for ids in fills]
+        left = iter(texts)
+        whole = "".join(segment if isinstance(segment, str) else next(left) for segment in self.segments)
+        results = [result for run in self.runs for result in run.results()]
+        return Infilling(
+            text=whole,
+            holes=tuple(texts),
+            hole_tokens=tuple(len(ids) for ids in fills),
+            num_forwards=self.probes + sum(result.num_forwards for result in results),
+            positions_computed=self.positions_probed + sum(result.positions_computed for result in results),
+            seconds=self.seconds + sum(run.seconds for run in self.runs),
+            finish_reason="stop" if self.is_done else "interrupted",
+            trajectories=tuple(result.trajectory for result in results),
+        )
+
+
+class CanvasFiller(Filler):
+    """All holes on one canvas; for full attention."""
+
+    def __init__(self, model: Model, segments: Sequence[Segment], settings: DecodeSettings) -> None:
+        super().__init__(model, segments, settings)
+        self._given = [model.tokenizer.encode(s) if isinstance(s, str) else [] for s in self.segments]
+        self._lengths = {i: s.least for i, s in enumerate(self.segments) if isinstance(s, Hole)}
+        self._check_room()
+
+    def __iter__(self) -> Iterator[StepEvent]:
+        for index, hole in enumerate(self.segments):
+            if isinstance(hole, Hole) and not hole.is_fixed:
+                self._choose_length(index, hole)
+        self.run = self.model.run_rows(
+            [self._row()], self.settings, samples=[0], end_ids=(), suppressed_ids=self.model.end_ids
+        )
+        self.runs.append(self.run)
+        yield from self.run
+        self.is_done = True
+
+    def fills(self) -> list[list[int]]:
+        if not self.runs:
+            return [[] for _ in self._lengths]
+        ids = self.run.canvas.row_ids(0)
+        return [[token for token in ids[low:high] if token is not None] for low, high in self._spans().values()]
+
+    def _check_room(self) -> None:
+        needed = sum(len(ids) for ids in self._given) + sum(self._lengths.values())
+        limit = self.model.backbone.config.max_positions
+        if needed > limit:
+            raise CanvasError(
+                f"the given text and the holes take at least {needed} tokens, but the model's context holds {limit}; "
+                "shorten the text around the holes"
+            )
+
+    def _row(self) -> list[int | None]:
+        row: list[int | None] = []
+        for index, ids in enumerate(self._given):
+            row += [None] * self._lengths[index] if index in self._lengths else ids
+        return row
+
+    def _spans(self) -> dict[int, tuple[int, int]]:
+        """Where each hole lies in the row."""
+        spans, at = {}, 0
+        for index, ids in enumerate(self._given):
+            length = self._lengths.get(index, len(ids))
+            if index in self._lengths:
+                spans[index] = (at, at + length)
+            at += length
+        return spans
+
+    def _choose_length(self, index: int, hole: Hole) -> None:
+        """Settle a hole's length by the model's first look, the other holes as they stand."""
+        room = self.model.backbone.config.max_positions - (len(self._row()) - self._lengths[index])
+        most = min(hole.most, room)
+        lengths = _growing(hole.least, most) if hole.grows else _spread(hole.least, most)
+        best, best_score = hole.least, -float("inf")
+        for length in lengths:
+            self._lengths[index] = length
+            score = self._first_look(index)
+            if score > best_score:
+                best, best_score = length, score
+            elif hole.grows:
+                break
+        self._lengths[index] = best
+
+    def _first_look(self, index: int) -> float:
+        """Mean log-confidence of a hole's masks when everything is still masked."""
+        model = self.model
+        canvas = Canvas.from_rows([self._row()], mask_id=model.backbone.config.mask_id)
+        low, high = self._spans()[index]
+        columns = torch.arange(low, high) + int(canvas.start_B[0])
+        denoiser = model.denoiser()
+        is_suppressed_V = torch.zeros(model.backbone.config.vocab_size, dtype=torch.bool)
+        is_suppressed_V[[*model.undefined_ids, *model.end_ids]] = True
+        total = 0.0
+        with torch.inference_mode():
+            for logits_CV in denoiser.logits(canvas, Positions(torch.zeros_like(columns), columns)):
+                logp = suppress_(logits_CV, is_suppressed_V.to(logits_CV.device)).float().log_softmax(-1)
+                total += float(token_confidence(logp, logp.argmax(-1)).log().sum())
+        self.probes += denoiser.num_forwards
+        self.positions_probed += denoiser.positions_computed
+        return total / (high - low)
+
+
+class MiddleFiller(Filler):
+    """Hole after hole in the fill-in-the-middle form; for causal models that know it."""
+
+    def __init__(self, model: Model, segments: Sequence[Segment], settings: DecodeSettings) -> None:
+        super().__init__(model, segments, settings)
+        fim = model.tokenizer.fim_ids
+        if model.backbone.config.attention != "causal" or fim is None:
+            what = model.backbone.config.attention
+            raise CheckpointError(
+                f"{model.name} attends {what!r}, so a hole would not see the text behind it, and it has no "
+                "fill-in-the-middle form to make up for that; infill with a full-attention model such as "
+                "diffucoder-7b-instruct, or with a Qwen2.5-Coder checkpoint"
+            )
+        self._fim = fim
+        self._fills: list[list[int]] = []
+
+    def __iter__(self) -> Iterator[StepEvent]:
+        for index, hole in enumerate(self.segments):
+            if isinstance(hole, Hole):
+                self._fills.append([])
+                yield from self._fill(index, hole)
+        self.is_done = True
+
+    def fills(self) -> list[list[int]]:
+        count = sum(isinstance(segment, Hole) for segment in self.segments)
+        return self._fills + [[] for _ in range(count - len(self._fills))]
+
+    def _fill(self, index: int, hole: Hole) -> Iterator[StepEvent]:
+        prompt = self._prompt(index)
+        if hole.least > 1 or hole.is_fixed:
+            yield from self._go_on(prompt, hole.least, may_end=False)
+        rest = hole.most - len(self._fills[-1])
+        if rest and not hole.is_fixed:
+            yield from self._go_on(prompt + self._fills[-1], rest, may_end=True)
+
+    def _go_on(self, prompt: list[int], room: int, *, may_end: bool) -> Iterator[StepEvent]:
+        """Decode up to `room` more tokens of the hole under way."""
+        before = list(self._fills[-1])
+        ends = sorted({*self.model.tokenizer.special_ids, *self.model.end_ids})
+        self.run = self.model.run_rows(
+            [[*prompt, *[None] * room]],
+            replace(self.settings, max_new_tokens=room),
+            samples=[0],
+            end_ids=ends if may_end else (),
+            suppressed_ids=() if may_end else ends,
+        )
+        self.runs.append(self.run)
+        for event in self.run:
+            ids = self.run.canvas.row_ids(0)[len(prompt) :]
+            settled = [token for token in ids if token is not None]
+            self._fills[-1] = before + [token for token in settled if not may_end or token not in ends]
+            yield event
+
+    def _prompt(self, index: int) -> list[int]:
+        """Prefix, suffix, middle: what stands before the hole with earlier fills in it, and what stands behind it."""
+        encode, fills = self.model.tokenizer.encode, iter(self._fills)
+        before: list[int] = []
+        for segment in self.segments[:index]:
+            before += encode(segment) if isinstance(segment, str) else next(fills)
+        behind = "".join(segment for segment in self.segments[index + 1 :] if isinstance(segment, str))
+        prompt = [self._fim.prefix, *before, self._fim.suffix, *encode(behind), self._fim.middle]
+        limit = self.model.backbone.config.max_positions
+        hole = self.segments[index]
+        assert isinstance(hole, Hole)
+        if len(prompt) + hole.most > limit:
+            raise CanvasError(
+                f"the given text takes {len(prompt)} tokens and the hole up to {hole.most}, but the model's context "
+                f"holds {limit}; shorten the text around the hole"
+            )
+        return prompt
+
+
+def _growing(least: int, most: int) -> list[int]:
+    """Lengths a block apart: the first block fills up to a multiple.
+
+    >>> _growing(1, 30)
+    [8, 16, 24, 30]
+    """
+    steps = list(range(max(least, DEFAULT_GROWTH), most, DEFAULT_GROWTH))
+    return [*steps, most]
+
+
+def _spread(least: int, most: int) -> list[int]:
+    """At most eight lengths from `least` to `most`, closer together where they are short.
+
+    >>> _spread(4, 16)
+    [4, 5, 6, 7, 9, 11, 13, 16]
+    """
+    if most - least < _LENGTHS_TRIED:
+        return list(range(least, most + 1))
+    ratio = (most / least) ** (1 / (_LENGTHS_TRIED - 1))
+    return sorted({round(least * ratio**i) for i in range(_LENGTHS_TRIED)})

@@ -1,0 +1,254 @@
+"""A loaded model: a network, its tokenizer, and the verbs generate, chat and infill.
+
+model = unmask.load("qwen2.5-coder-0.5b-instruct")
+print(model.generate("Write a function that reverses a string.").text)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unmask.decode.canvas import Canvas
+from unmask.decode.denoiser import CachedDenoiser, Denoiser, FullDenoiser
+from unmask.decode.run import Generation, Run
+from unmask.decode.settings import DecodeSettings
+from unmask.errors import CanvasError, SettingsError, TextError, TrajectoryError, did_you_mean
+from unmask.model import hub
+from unmask.model.adapter import merge_adapter
+from unmask.model.backbone import Backbone
+from unmask.model.checkpoint import load_folder
+from unmask.model.config import Override
+from unmask.model.gguf import GGUFFile, load_gguf
+from unmask.model.packed import can_pack, pack
+from unmask.text.chat import Message, encode_chat
+from unmask.text.gguf_tokenizer import tokenizer_from_gguf
+from unmask.text.tokenizer import Tokenizer
+from unmask.trajectory import Trajectory
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_END_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|dlm_pad|>")
+
+
+def load(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    adapter: str | Path | None = None,
+    override: Override | None = None,
+    offline: bool = False,
+    report: hub.Report | None = None,
+) -> "Model":
+    """Load a checkpoint by table name (`unmask models list`), hub id, folder or .gguf file.
+
+    `dtype` "auto" is bfloat16 where the device multiplies it natively and float32 elsewhere. `adapter` is a folder with
+    a LoRA adapter in PEFT's format. `override` states what the checkpoint does not say (mask id, attention, shift).
+    Raises UnknownModelError, DownloadError, CheckpointError, TextError.
+    """
+    where = _device(device)
+    precision = _dtype(dtype, where)
+    found = hub.resolve(name, revision=revision, offline=offline, report=report)
+    if found.path.is_dir():
+        backbone = load_folder(found.path, dtype=precision, device=where, override=override)
+        tokenizer = Tokenizer.from_folder(found.path)
+    else:
+        file = GGUFFile(found.path)
+        backbone = load_gguf(file, dtype=precision, device=where, override=override)
+        tokenizer = tokenizer_from_gguf(file.metadata)
+    if adapter is not None:
+        merge_adapter(backbone, Path(adapter))
+    if can_pack(backbone):
+        pack(backbone)
+    return Model(backbone, tokenizer, name=found.name, source=found.source)
+
+
+@dataclass(slots=True)
+class Model:
+    """A network with its tokenizer. Cheap to keep, and safe to use for one run at a time."""
+
+    backbone: Backbone
+    tokenizer: Tokenizer
+    name: str = "model"
+    source: str = ""
+
+    def generate(self, prompt: str, *, raw: bool = False, system: str | None = None, **settings: Any) -> Generation:
+        """One answer to one prompt.
+
+        An instruction-tuned checkpoint gets the prompt through its chat template; `raw` (and every checkpoint without
+        a template) continues the text as it stands. `settings` are the fields of `DecodeSettings`.
+        """
+        return self.generate_many([prompt], raw=raw, system=system, **settings)[0]
+
+    def generate_many(
+        self, prompts: Sequence[str], *, n: int = 1, raw: bool = False, system: str | None = None, **settings: Any
+    ) -> list[Generation]:
+        """`n` answers to each prompt in one batch, prompt by prompt. A row does not depend on its neighbours."""
+        encoded = [self.encode_prompt(prompt, raw=raw, system=system) for prompt in prompts]
+        return self.start(encoded, settings_from(settings), n=n).finish()
+
+    def chat(self, messages: Sequence[Message], *, prefill: str | None = None, **settings: Any) -> Generation:
+        """The next answer of a conversation; `prefill` is its given beginning."""
+        ids = encode_chat(self.tokenizer, messages, prefill=prefill)
+        return self.start([ids], settings_from(settings)).finish()[0]
+
+    def encode_prompt(self, prompt: str, *, raw: bool = False, system: str | None = None) -> list[int]:
+        """A prompt's ids: through the chat template, or as plain text."""
+        if not prompt.strip():
+            raise TextError('the prompt is empty; give some text, as in `unmask generate "Write hello world."`')
+        if raw or self.tokenizer.chat_template is None:
+            if system is not None:
+                raise SettingsError(
+                    "--system was given, but the prompt does not go through a chat template; "
+                    "leave --system out, or leave --raw out with a checkpoint that has a template"
+                )
+            begin = [self.tokenizer.bos_id] if self.tokenizer.adds_bos and self.tokenizer.bos_id is not None else []
+            return begin + self.tokenizer.encode(prompt)
+        turns = [Message("user", prompt)]
+        return encode_chat(self.tokenizer, [Message("system", system), *turns] if system is not None else turns)
+
+    def start(self, prompts: Sequence[Sequence[int]], settings: DecodeSettings, *, n: int = 1) -> Run:
+        """Lay out a canvas with `max_new_tokens` masks behind each prompt and begin; iterate the run to decode."""
+        if n < 1:
+            raise SettingsError(f"-n {n} is not a number of answers; it must be at least 1")
+        longest = max(len(prompt) for prompt in prompts)
+        limit = self.backbone.config.max_positions
+        if longest + settings.max_new_tokens > limit:
+            fits = limit - longest
+            raise CanvasError(
+                f"the prompt has {longest} tokens and {settings.max_new_tokens} new ones were asked for, but the "
+                f"model's context holds {limit}; "
+                + (f"give --max-new-tokens {fits} or fewer" if fits > 0 else "shorten the prompt")
+            )
+        rows = [[*prompt, *[None] * settings.max_new_tokens] for prompt in prompts for _ in range(n)]
+        samples = [sample for _ in prompts for sample in range(n)]
+        return self.run_rows(rows, settings, samples=samples)
+
+    def run_rows(
+        self,
+        rows: Sequence[Sequence[int | None]],
+        settings: DecodeSettings,
+        *,
+        samples: Sequence[int],
+        end_ids: Sequence[int] | None = None,
+        suppressed_ids: Sequence[int] = (),
+    ) -> Run:
+        """Decode rows in which None is masked. `end_ids` None takes the model's own."""
+        return Run(
+            self.denoiser(),
+            Canvas.from_rows(rows, mask_id=self.backbone.config.mask_id, align=self._align),
+            settings,
+            tokenizer=self.tokenizer,
+            model=self.name,
+            end_ids=self.end_ids if end_ids is None else end_ids,
+            suppressed_ids=[*self.undefined_ids, *suppressed_ids],
+            samples=samples,
+        )
+
+    def resume(self, trajectory: Trajectory, *, at: int, **changes: Any) -> Run:
+        """Take a recorded run up again after step `at`, with other settings if wanted.
+
+        With the same settings the run ends as it did before. Raises TrajectoryError for a step that it does not have
+        or a trajectory of another vocabulary.
+        """
+        ids = trajectory.ids_at(at)
+        known = {**trajectory.settings, "seed": trajectory.seed}
+        settings = settings_from({**known, **changes})
+        if settings.mode == "reference":
+            raise TrajectoryError(
+                "a run in the reference mode has one random stream and cannot be taken up half-way; run it again whole"
+            )
+        if max((token for token in ids if token is not None), default=0) >= self.backbone.config.vocab_size:
+            raise TrajectoryError(
+                f"the trajectory was made by {trajectory.model} and holds ids beyond this model's vocabulary of "
+                f"{self.backbone.config.vocab_size}; load that model with `--model {trajectory.model}`"
+            )
+        if any(step.resized for step in trajectory.steps):
+            raise TrajectoryError("a run whose canvas was resized cannot be taken up half-way; run it again whole")
+        committed_at: list[int | None] = [None] * len(ids)
+        for number, step in enumerate(trajectory.steps[:at]):
+            for commit in step.commits:
+                committed_at[commit.position] = number
+        history = replace(
+            trajectory,
+            steps=trajectory.steps[:at],
+            settings={key: value for key, value in _as_given(settings).items() if key != "seed"},
+            seed=settings.seed,
+            num_forwards=at,
+            finish_reason=None,
+        )
+        canvas = Canvas.from_rows(
+            [ids], mask_id=self.backbone.config.mask_id, align=self._align, committed_at=[committed_at]
+        )
+        return Run(
+            self.denoiser(),
+            canvas,
+            settings,
+            tokenizer=self.tokenizer,
+            model=self.name,
+            end_ids=trajectory.end_ids,
+            suppressed_ids=self.undefined_ids,
+            samples=[trajectory.sample],
+            first_step=at,
+            history=[history],
+        )
+
+    def denoiser(self) -> Denoiser:
+        """A fresh denoiser: cached where that is exact."""
+        return (
+            FullDenoiser(self.backbone) if self.backbone.config.attention == "full" else CachedDenoiser(self.backbone)
+        )
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Ids that end an answer: what config and tokenizer say, and the vocabulary's end-of-turn tokens."""
+        named = [self.tokenizer.token_to_id(token) for token in _END_TOKENS]
+        known = [*self.backbone.config.end_ids, self.tokenizer.eos_id, *named]
+        return sorted({token for token in known if token is not None})
+
+    @property
+    def undefined_ids(self) -> list[int]:
+        """Ids that the network scores and the tokenizer does not know."""
+        return self.tokenizer.undefined_ids(self.backbone.config.vocab_size)
+
+    @property
+    def _align(self) -> int:
+        return self.backbone.config.block_length or 1
+
+
+def settings_from(given: dict[str, Any]) -> DecodeSettings:
+    """`DecodeSettings` from keyword arguments; an unknown name is refused with the nearest known ones."""
+    known = DecodeSettings.__dataclass_fields__
+    for name in given:
+        if name not in known:
+            raise SettingsError(f"{name!r} is not a decoding setting; {did_you_mean(name, known)}")
+    return DecodeSettings(**given)
+
+
+def _as_given(settings: DecodeSettings) -> dict[str, Any]:
+    values = {name: getattr(settings, name) for name in DecodeSettings.__dataclass_fields__}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"--device {name} cannot be used here ({reason}); give cpu, cuda or auto") from None
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        native = device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return torch.bfloat16 if native else torch.float32
+    if name not in _DTYPES:
+        raise SettingsError(f"--dtype {name} is not a precision; {did_you_mean(name, ['auto', *_DTYPES])}")
+    return _DTYPES[name]
