@@ -1,6 +1,6 @@
-"""Stand-ins for the tests: tiny seeded networks, and a network whose logits are a formula."""
+"""Stand-ins for the tests: tiny seeded networks, and networks whose logits are a formula."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -77,3 +77,54 @@ class FormulaDenoiser:
         columns_M = (places.columns_M - shift).clamp(min=0)
         logits_MV = self.full(canvas.ids_BL)[places.rows_M, columns_M]
         yield from logits_MV.split(7)
+
+
+Scores = Callable[[list[int], int], Tensor]
+"""The ids of one row and a position in it to the scores [V] of the tokens there."""
+
+
+class RowDenoiser:
+    """Logits of a place as a function of its own row: the same bits in every batch and under any padding.
+
+    `asked` holds, for every call, the (row, position) pairs that it asked about.
+    """
+
+    def __init__(self, config: ModelConfig, scores: Scores, *, chunk: int = 5) -> None:
+        self.config = config
+        self.device = torch.device("cpu")
+        self.num_forwards = 0
+        self.positions_computed = 0
+        self.scores = scores
+        self.asked: list[list[tuple[int, int]]] = []
+        self._chunk = chunk
+
+    def logits(self, canvas: Canvas, places: Positions) -> Iterator[Tensor]:
+        self.num_forwards += 1
+        positions_M = places.columns_M - canvas.start_B[places.rows_M]
+        asked = list(zip(places.rows_M.tolist(), positions_M.tolist(), strict=True))
+        self.asked.append(asked)
+        self.positions_computed += len(asked)
+        rows = {row: [self.blank if token is None else token for token in canvas.row_ids(row)] for row, _ in asked}
+        yield from torch.stack([self.scores(rows[row], position) for row, position in asked]).split(self._chunk)
+
+    @property
+    def blank(self) -> int:
+        """What a masked position holds."""
+        return self.config.mask_id or 0
+
+
+def mixed_scores(vocabulary: int, *, seed: int = 0, scale: float = 1.0, length: int = 64) -> Scores:
+    """Scores that depend on the place, on its left neighbour, and on everything else in the row."""
+    generator = torch.Generator().manual_seed(seed)
+    of_place = scale * torch.randn(length, vocabulary, generator=generator)
+    of_token = scale * torch.randn(vocabulary, vocabulary, generator=generator)
+
+    def scores(ids: list[int], position: int) -> Tensor:
+        return of_place[position] + of_token[ids[position - 1]] + of_token[torch.tensor(ids)].mean(0)
+
+    return scores
+
+
+def fixed_scores(table_LV: Tensor) -> Scores:
+    """The same scores at a position whatever the row holds."""
+    return lambda _ids, position: table_LV[position].clone()

@@ -63,12 +63,13 @@ def test_top_k_keeps_the_k_best_and_what_ties_with_the_last(rows, k):
 # --- nucleus ------------------------------------------------------------------------------------------------------
 
 
-def slow_nucleus(scores, top_p, *, slack=0.0):
+def slow_nucleus(scores, top_p):
     """The best tokens, one after another, until their sum reaches `top_p`; then all that tie with the last one."""
     weights = probabilities(scores)
-    reached, last = 0.0, None
-    for token in sorted(range(len(scores)), key=lambda token: -scores[token]):
-        if last is not None and reached >= top_p - slack:
+    falling = sorted(range(len(scores)), key=lambda token: -scores[token])
+    reached, last = weights[falling[0]], falling[0]
+    for token in falling[1:]:
+        if reached >= top_p:
             break
         reached, last = reached + weights[token], token
     return {token for token, score in enumerate(scores) if score >= scores[last]}
@@ -78,7 +79,8 @@ def slow_nucleus(scores, top_p, *, slack=0.0):
 def test_nucleus_is_the_smallest_set_of_best_tokens_that_reaches_top_p(rows, top_p):
     for row, kept in zip(rows, survivors(keep_nucleus(torch.tensor(rows), top_p)), strict=True):
         # Where a sum meets top_p to the last digit, float32 may fall on either side.
-        assert kept in (slow_nucleus(row, top_p), slow_nucleus(row, top_p, slack=1e-5), slow_nucleus(row, top_p + 1e-5))
+        assert slow_nucleus(row, top_p - 1e-5) <= kept <= slow_nucleus(row, top_p + 1e-5)
+        assert kept == {token for token, score in enumerate(row) if score >= min(row[token] for token in kept)}
 
 
 def test_a_set_that_reaches_top_p_exactly_takes_no_further_token():
@@ -94,7 +96,7 @@ def test_the_best_token_always_survives(rows, top_p):
 
 def plain_nucleus(logits_MV, top_p):
     """The whole vocabulary sorted, in the same precision as the code, without its short cut."""
-    falling, order = logits_MV.sort(-1, descending=True)
+    falling = logits_MV.sort(-1, descending=True).values
     weight = (falling - logits_MV.logsumexp(-1, keepdim=True)).exp()
     is_inside = (weight.cumsum(-1) - weight) < top_p
     cutoff = falling.masked_fill(~is_inside, torch.inf).min(-1, keepdim=True).values

@@ -137,7 +137,7 @@ def _record(result: "Infilling", filler: "Filler") -> dict[str, Any]:
         "text": result.text,
         "holes": list(result.holes),
         "model": filler.model.name,
-        "num_tokens": sum(result.hole_tokens),
+        "num_tokens": result.num_tokens,
         "num_forwards": result.num_forwards,
         "positions_computed": result.positions_computed,
         "seconds": result.seconds,
@@ -151,7 +151,7 @@ def _print_card(result: "Infilling") -> None:
     from unmask.view.card import SpeedCard
 
     card = SpeedCard(
-        settled_tokens=sum(result.hole_tokens),
+        settled_tokens=result.num_tokens,
         num_forwards=result.num_forwards,
         positions_computed=result.positions_computed,
         wasted_tokens=0,

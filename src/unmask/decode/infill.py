@@ -16,6 +16,7 @@ tokenizer may change what it encodes (Qwen2's composes characters), the given te
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -119,7 +120,7 @@ class Infilling:
 
     text: str
     holes: tuple[str, ...]
-    hole_tokens: tuple[int, ...]
+    num_tokens: int
     num_forwards: int
     positions_computed: int
     seconds: float
@@ -147,12 +148,10 @@ def start_infill(model: Model, segments: Sequence[Segment], settings: DecodeSett
     return MiddleFiller(model, segments, settings)
 
 
-class Filler:
+class Filler(ABC):
     """An iterator of step events that fills holes; `run` is the run under way, for a live view."""
 
     run: Run
-    holes: list[list[int]]
-    is_done: bool
 
     def __init__(self, model: Model, segments: Sequence[Segment], settings: DecodeSettings) -> None:
         self.model, self.segments, self.settings = model, list(segments), settings
@@ -162,24 +161,24 @@ class Filler:
         self.positions_probed = 0
         self.runs: list[Run] = []
 
+    @abstractmethod
     def __iter__(self) -> Iterator[StepEvent]:
-        raise NotImplementedError
+        """Fill the holes, one step event at a time."""
 
-    def fills(self) -> list[list[int]]:
-        """The ids that each hole has so far."""
-        raise NotImplementedError
+    @abstractmethod
+    def texts(self) -> list[str]:
+        """What each hole holds so far; holes that were not reached are empty."""
 
     def result(self) -> Infilling:
-        """The text as it stands; holes that were not reached are empty."""
-        fills = self.fills()
-        texts = [self.model.tokenizer.decode(ids) for ids in fills]
+        """The text as it stands."""
+        texts = self.texts()
         left = iter(texts)
         whole = "".join(segment if isinstance(segment, str) else next(left) for segment in self.segments)
         results = [result for run in self.runs for result in run.results()]
         return Infilling(
             text=whole,
             holes=tuple(texts),
-            hole_tokens=tuple(len(ids) for ids in fills),
+            num_tokens=sum(result.num_tokens for result in results),
             num_forwards=self.probes + sum(result.num_forwards for result in results),
             positions_computed=self.positions_probed + sum(result.positions_computed for result in results),
             seconds=self.seconds + sum(run.seconds for run in self.runs),
@@ -208,11 +207,12 @@ class CanvasFiller(Filler):
         yield from self.run
         self.is_done = True
 
-    def fills(self) -> list[list[int]]:
+    def texts(self) -> list[str]:
         if not self.runs:
-            return [[] for _ in self._lengths]
+            return ["" for _ in self._lengths]
         ids = self.run.canvas.row_ids(0)
-        return [[token for token in ids[low:high] if token is not None] for low, high in self._spans().values()]
+        settled = [[token for token in ids[low:high] if token is not None] for low, high in self._spans().values()]
+        return [self.model.tokenizer.decode(hole) for hole in settled]
 
     def _check_room(self) -> None:
         needed = sum(len(ids) for ids in self._given) + sum(self._lengths.values())
@@ -287,33 +287,37 @@ class MiddleFiller(Filler):
                 "diffucoder-7b-instruct, or with a Qwen2.5-Coder checkpoint"
             )
         self._fim = fim
-        self._fills: list[list[int]] = []
+        self._texts: list[str] = []
 
     def __iter__(self) -> Iterator[StepEvent]:
         for index, hole in enumerate(self.segments):
             if isinstance(hole, Hole):
-                self._fills.append([])
+                self._texts.append("")
                 yield from self._fill(index, hole)
         self.is_done = True
 
-    def fills(self) -> list[list[int]]:
+    def texts(self) -> list[str]:
         count = sum(isinstance(segment, Hole) for segment in self.segments)
-        return self._fills + [[] for _ in range(count - len(self._fills))]
+        return self._texts + [""] * (count - len(self._texts))
 
     def _fill(self, index: int, hole: Hole) -> Iterator[StepEvent]:
-        prompt = self._prompt(index)
+        before, behind = self._around(index)
+        prompt, owed = self._prompt(before, behind, hole)
+        cut = _Cut(owed=owed, next_line=_first_line(behind))
+        ids: list[int] = []
         if hole.least > 1 or hole.is_fixed:
-            yield from self._go_on(prompt, hole.least, may_end=False)
-        rest = hole.most - len(self._fills[-1])
-        if rest and not hole.is_fixed:
-            yield from self._go_on(prompt + self._fills[-1], rest, may_end=True)
+            yield from self._go_on(prompt, ids, hole.least, cut, may_end=False)
+        if not hole.is_fixed and hole.most > len(ids):
+            yield from self._go_on(prompt, ids, hole.most - len(ids), cut, may_end=True)
 
-    def _go_on(self, prompt: list[int], room: int, *, may_end: bool) -> Iterator[StepEvent]:
-        """Decode up to `room` more tokens of the hole under way."""
-        before = list(self._fills[-1])
+    def _go_on(
+        self, prompt: list[int], ids: list[int], room: int, cut: "_Cut", *, may_end: bool
+    ) -> Iterator[StepEvent]:
+        """Decode up to `room` more tokens of the hole under way; `ids` are those it has and gains."""
+        had = list(ids)
         ends = sorted({*self.model.tokenizer.special_ids, *self.model.end_ids})
         self.run = self.model.run_rows(
-            [[*prompt, *[None] * room]],
+            [[*prompt, *ids, *[None] * room]],
             replace(self.settings, max_new_tokens=room),
             samples=[0],
             end_ids=ends if may_end else (),
@@ -321,28 +325,65 @@ class MiddleFiller(Filler):
         )
         self.runs.append(self.run)
         for event in self.run:
-            ids = self.run.canvas.row_ids(0)[len(prompt) :]
-            settled = [token for token in ids if token is not None]
-            self._fills[-1] = before + [token for token in settled if not may_end or token not in ends]
+            row = self.run.canvas.row_ids(0)[len(prompt) + len(had) :]
+            ids[:] = had + [token for token in row if token is not None and not (may_end and token in ends)]
+            self._texts[-1], is_over = cut(self.model.tokenizer.decode(ids))
             yield event
+            if may_end and is_over:
+                return
 
-    def _prompt(self, index: int) -> list[int]:
-        """Prefix, suffix, middle: what stands before the hole with earlier fills in it, and what stands behind it."""
-        encode, fills = self.model.tokenizer.encode, iter(self._fills)
-        before: list[int] = []
-        for segment in self.segments[:index]:
-            before += encode(segment) if isinstance(segment, str) else next(fills)
-        behind = "".join(segment for segment in self.segments[index + 1 :] if isinstance(segment, str))
-        prompt = [self._fim.prefix, *before, self._fim.suffix, *encode(behind), self._fim.middle]
+    def _around(self, index: int) -> tuple[str, str]:
+        """The text before a hole, earlier holes filled, and the text behind it, later holes left out."""
+        fills = iter(self._texts)
+        before = "".join(segment if isinstance(segment, str) else next(fills) for segment in self.segments[:index])
+        return before, "".join(segment for segment in self.segments[index + 1 :] if isinstance(segment, str))
+
+    def _prompt(self, before: str, behind: str, hole: Hole) -> tuple[list[int], str]:
+        """Prefix, suffix, middle; and the space that the answer owes.
+
+        Byte-level vocabularies write a word with the space before it, so a prefix that ends in one space leaves the
+        model in the middle of a token: the space is kept back, and taken off the answer instead.
+        """
+        owed = " " if re.search(r"\S $", before) else ""
+        encode = self.model.tokenizer.encode
+        before_ids, behind_ids = encode(before.removesuffix(owed)), encode(behind)
+        prompt = [self._fim.prefix, *before_ids, self._fim.suffix, *behind_ids, self._fim.middle]
         limit = self.model.backbone.config.max_positions
-        hole = self.segments[index]
-        assert isinstance(hole, Hole)
         if len(prompt) + hole.most > limit:
             raise CanvasError(
                 f"the given text takes {len(prompt)} tokens and the hole up to {hole.most}, but the model's context "
                 f"holds {limit}; shorten the text around the hole"
             )
-        return prompt
+        return prompt, owed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cut:
+    """Where a fill ends that the model did not end: where it begins to repeat the line behind the hole."""
+
+    owed: str
+    next_line: str
+
+    def __call__(self, text: str) -> tuple[str, bool]:
+        """The text less the owed space, and whether it is over.
+
+        >>> _Cut(owed="", next_line="    return total")("0\\n    return total\\n")
+        ('0', True)
+        """
+        text = text.removeprefix(self.owed)
+        lines = text.split("\n")
+        for number, line in enumerate(lines[1:], 1):
+            if self.next_line and line.rstrip() == self.next_line:
+                return "\n".join(lines[:number]), True
+        return text, False
+
+
+def _first_line(behind: str) -> str:
+    """The first line with something on it that lies wholly behind the hole, unless it is too short to tell."""
+    for line in behind.split("\n")[1:]:
+        if line.strip():
+            return line.rstrip() if len(line.strip()) > 3 else ""
+    return ""
 
 
 def _growing(least: int, most: int) -> list[int]:

@@ -19,7 +19,7 @@ Letters: O outputs, I inputs, r rank, V vocabulary, D width.
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,12 @@ def merge_adapter(backbone: Backbone, folder: Path) -> None:
         raise CheckpointError(f"{folder} holds no {_WEIGHTS}; save the adapter as safetensors")
     file = SafetensorsFile(folder / _WEIGHTS)
     parameters = _parameters(backbone)
+    embedding, head = (_stored_name(backbone, name) for name in ("embed_tokens.weight", "lm_head.weight"))
+    if backbone.config.tie_embeddings and settings.ensure_weight_tying:
+        settings = replace(settings, follows={_module(head): _module(embedding)})
     _compare(file, parameters, settings, where=folder)
     changes = {name: _read_change(file, name, parameter, settings) for name, parameter in parameters.items()}
     if backbone.config.tie_embeddings:
-        embedding, head = (_stored_name(backbone, name) for name in ("embed_tokens.weight", "lm_head.weight"))
         _check_tie(parameters[embedding], changes[embedding], changes[head], where=folder)
         del changes[head]  # one matrix, which changes once
     with torch.no_grad():
@@ -94,9 +96,11 @@ class _Settings:
     exclude_modules: str | Sequence[str]
     modules_to_save: Sequence[str]
     layers_to_transform: Sequence[int]
+    ensure_weight_tying: bool
+    follows: Mapping[str, str] = field(default_factory=dict)  # a tied head is adapted as its embedding is
 
     def is_saved(self, module: str) -> bool:
-        """True for a module that was trained whole, by itself or within another; PEFT compares bare name endings here."""
+        """True for a module that was trained whole, by itself or within another; PEFT compares bare endings here."""
         return any(re.search(rf"{re.escape(name)}(\.|$)", module) for name in self.modules_to_save)
 
     def is_target(self, module: str) -> bool:
@@ -178,6 +182,7 @@ def _parse(config: Mapping[str, Any]) -> _Settings:
         exclude_modules=_names(config.get("exclude_modules") or ()),
         modules_to_save=[str(name) for name in config.get("modules_to_save") or ()],
         layers_to_transform=[layers] if isinstance(layers, int) else [int(layer) for layer in layers or ()],
+        ensure_weight_tying=bool(config.get("ensure_weight_tying")),
     )
     if min([settings.rank, *settings.rank_pattern.values()]) < 1:
         raise ValueError("a rank must be at least 1")
@@ -212,6 +217,10 @@ def _stored_name(backbone: Backbone, name: str) -> str:
     return hf_to_llada_name(hf_name(name)) if backbone.config.family == "llada" else hf_name(name)
 
 
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
 def _compare(
     file: SafetensorsFile, parameters: Mapping[str, nn.Parameter], settings: _Settings, *, where: Path
 ) -> None:
@@ -219,7 +228,7 @@ def _compare(
     wanted: dict[str, tuple[int, ...]] = {}
     optional: dict[str, tuple[int, ...]] = {}  # PEFT saves embedding and head beside their pairs, or when resized
     for name, parameter in parameters.items():
-        module, shape = name.rpartition(".")[0], tuple(parameter.shape)
+        shape, module = tuple(parameter.shape), settings.follows.get(_module(name), _module(name))
         if settings.is_saved(module):
             wanted[_PREFIX + name] = shape
         elif parameter.ndim == 2 and settings.is_target(module):
@@ -227,7 +236,7 @@ def _compare(
             wanted[one] = (rank, outputs if _is_embedding(name) else inputs)
             wanted[two] = (inputs if _is_embedding(name) else outputs, rank)
         if _is_embedding(name) or _is_head(name):
-            optional |= {_PREFIX + name: shape, f"{_PREFIX}{module}.base_layer.weight": shape}
+            optional |= {_PREFIX + name: shape, f"{_PREFIX}{_module(name)}.base_layer.weight": shape}
     if not wanted:
         raise CheckpointError(
             f"{where} adapts {settings.target_modules!r}, and this network has no such layer; "
@@ -251,24 +260,24 @@ def _is_head(name: str) -> bool:
 
 def _pair(name: str) -> tuple[str, str]:
     """The names of A and B for a weight."""
-    module = _PREFIX + name.removesuffix(".weight")
+    module = _PREFIX + _module(name)
     if _is_embedding(name):
         return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
     return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
 def _read_change(file: SafetensorsFile, name: str, parameter: nn.Parameter, settings: _Settings) -> _Change:
-    module = name.rpartition(".")[0]
     replacement = None
-    for stored in (_PREFIX + name, f"{_PREFIX}{module}.base_layer.weight"):
+    for stored in (_PREFIX + name, f"{_PREFIX}{_module(name)}.base_layer.weight"):
         if stored in file.header:
             replacement = _read(file, stored, like=parameter, dtype=parameter.dtype)
     one, two = _pair(name)
-    if one not in file.header:
+    if parameter.ndim != 2 or one not in file.header:
         return _Change(replacement=replacement)
     A, B = (_read(file, stored, like=parameter, dtype=torch.float32) for stored in (one, two))
     left, right = (A.T, B.T) if _is_embedding(name) else (B, A)
-    return _Change(replacement=replacement, left=left, right=right, scale=settings.scale_of(module))
+    scale = settings.scale_of(settings.follows.get(_module(name), _module(name)))
+    return _Change(replacement=replacement, left=left, right=right, scale=scale)
 
 
 def _read(file: SafetensorsFile, name: str, *, like: Tensor, dtype: torch.dtype) -> Tensor:
