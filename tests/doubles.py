@@ -89,7 +89,7 @@ class RowDenoiser:
     `asked` holds, for every call, the (row, position) pairs that it asked about.
     """
 
-    def __init__(self, config: ModelConfig, scores: Scores, *, chunk: int = 5) -> None:
+    def __init__(self, config: ModelConfig, scores: Scores, *, chunk: int = 16) -> None:
         self.config = config
         self.device = torch.device("cpu")
         self.num_forwards = 0

@@ -14,18 +14,19 @@ from unmask.errors import UnmaskError
 from unmask.version import __version__
 
 if TYPE_CHECKING:
-    from unmask.decode.infill import infill
+    from unmask.decode.infill import Hole, infill
     from unmask.decode.session import Model, load
     from unmask.decode.settings import DecodeSettings
 
 _LAZY = {
     "DecodeSettings": "unmask.decode.settings",
+    "Hole": "unmask.decode.infill",
     "Model": "unmask.decode.session",
     "infill": "unmask.decode.infill",
     "load": "unmask.decode.session",
 }
 
-__all__ = ["DecodeSettings", "Model", "UnmaskError", "__version__", "infill", "load"]
+__all__ = ["DecodeSettings", "Hole", "Model", "UnmaskError", "__version__", "infill", "load"]
 
 
 def __getattr__(name: str) -> Any:

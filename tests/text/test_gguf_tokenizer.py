@@ -1,7 +1,6 @@
 """The tokenizer in a GGUF file: the same ids as the folder it was made from, and clear refusals."""
 
 import os
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,10 @@ import pytest
 from bpe_checkpoint import CHATML, CORPUS, SPECIAL, TRICKY, Bpe, train_bpe, write_vocab_layout
 from gguf import GGUFReader, GGUFWriter
 
-from unmask.errors import CheckpointError, TextError
+from unmask.errors import TextError
+from unmask.model.gguf import GGUFFile
 from unmask.text.chat import Message, encode_chat
-from unmask.text.gguf_tokenizer import PRE_TOKENIZERS, read_gguf_metadata, tokenizer_from_gguf
+from unmask.text.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_from_gguf
 from unmask.text.tokenizer import Tokenizer, build_backend
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -194,7 +194,7 @@ def test_smollm_words_are_those_of_digits_and_byte_level() -> None:
 def test_metadata_is_what_the_gguf_package_reads(fields: dict[str, Any], tmp_path: Path) -> None:
     more: dict[str, Any] = fields | {"x.floats": [0.5, -2.0], "x.words": ["é", "", "b"], "x.flags": [True, False]}
     path = write_gguf(more, tmp_path / "tiny.gguf")
-    metadata = read_gguf_metadata(path)
+    metadata = GGUFFile(Path(path)).metadata
     reader = GGUFReader(path)
     names = [name for name in reader.fields if not name.startswith("GGUF.")]
     assert metadata == {name: reader.fields[name].contents() for name in names}
@@ -203,48 +203,11 @@ def test_metadata_is_what_the_gguf_package_reads(fields: dict[str, Any], tmp_pat
 
 def test_a_reader_and_a_mapping_give_the_same_tokenizer(fields: dict[str, Any], tmp_path: Path) -> None:
     path = write_gguf(fields, tmp_path / "tiny.gguf")
-    ours, other = tokenizer_from_gguf(read_gguf_metadata(path)), tokenizer_from_gguf(GGUFReader(path))
+    ours, other = tokenizer_from_gguf(GGUFFile(Path(path)).metadata), tokenizer_from_gguf(GGUFReader(path))
     for name in ("eos_id", "pad_id", "mask_id", "bos_id", "adds_bos", "chat_template", "special_ids", "vocab_size"):
         assert getattr(ours, name) == getattr(other, name), name
     for text in TRICKY:
         assert ours.encode(text, special=True) == other.encode(text, special=True)
-
-
-def test_a_nested_array_is_read(tmp_path: Path) -> None:
-    key = b"x.nested"
-    inner = struct.pack("<IQ2i", 5, 2, 1, -1) + struct.pack("<IQ", 5, 0)
-    body = struct.pack("<Q", len(key)) + key + struct.pack("<IIQ", 9, 9, 2) + inner
-    (tmp_path / "nested.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + body)
-    assert read_gguf_metadata(tmp_path / "nested.gguf") == {"x.nested": [[1, -1], []]}
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.6, 0.99])
-def test_a_cut_off_file_is_refused(fields: dict[str, Any], tmp_path: Path, share: float) -> None:
-    whole = write_gguf(fields, tmp_path / "whole.gguf").read_bytes()
-    path = tmp_path / "part.gguf"
-    path.write_bytes(whole[: int(len(whole.rstrip(b"\0")) * share)])
-    with pytest.raises(CheckpointError) as caught:
-        read_gguf_metadata(path)
-    assert "part.gguf is no readable GGUF file" in str(caught.value)
-    assert "fetch it again" in str(caught.value)
-
-
-BROKEN = {
-    "magic": (b"GGML" + struct.pack("<IQQ", 3, 0, 0), "b'GGML', version 3"),
-    "version": (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1; wanted b'GGUF', version 2 or 3"),
-    "long string": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**62), "ends in the middle"),
-    "long array": (b"GGUF" + struct.pack("<IQQQcIIQ", 3, 0, 1, 1, b"k", 9, 4, 2**62), ""),
-    "type": (b"GGUF" + struct.pack("<IQQQcIQ", 3, 0, 1, 1, b"k", 77, 0), "77"),
-    "utf-8": (b"GGUF" + struct.pack("<IQQQcIQc", 3, 0, 1, 1, b"k", 8, 1, b"\xff"), "utf-8"),
-}
-
-
-@pytest.mark.parametrize(("data", "reason"), BROKEN.values(), ids=BROKEN)
-def test_a_damaged_file_is_refused_with_the_reason(tmp_path: Path, data: bytes, reason: str) -> None:
-    (tmp_path / "bad.gguf").write_bytes(data)
-    with pytest.raises(CheckpointError) as caught:
-        read_gguf_metadata(tmp_path / "bad.gguf")
-    assert reason in str(caught.value)
 
 
 # Refusals
@@ -296,7 +259,7 @@ def real_metadata(request: pytest.FixtureRequest) -> dict[str, Any]:
     path = os.environ.get(request.param)
     if not path:
         pytest.skip(f"set {request.param} to the path of the model's GGUF file")
-    return read_gguf_metadata(path)
+    return GGUFFile(Path(path)).metadata
 
 
 def require_same_ids(ours: Tokenizer, theirs: Any) -> None:

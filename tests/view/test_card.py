@@ -9,21 +9,21 @@ from unmask.view.card import SpeedCard
 CARD = SpeedCard(settled_tokens=256, num_forwards=64, positions_computed=24576, wasted_tokens=64, seconds=8.0, rows=1)
 
 
-def test_rates_are_ratios_of_the_counts() -> None:
-    assert CARD.settled_tokens_per_second == 32.0
-    assert CARD.tokens_per_forward == 4.0
+def test_rates_count_what_is_part_of_the_answer() -> None:
+    assert CARD.settled_tokens_per_second == 24.0
+    assert CARD.tokens_per_forward == 3.0
     assert CARD.wasted_share == 0.25
 
 
 def test_format_is_two_lines_that_name_every_quantity() -> None:
     assert CARD.format().splitlines() == [
-        "32.0 settled tokens/s: 256 tokens in 8.0 s, 25% wasted after the end",
-        "64 forwards, 4.0 tokens per forward, 24,576 positions computed",
+        "24.0 settled tokens/s: 192 tokens in 8.0 s, 25% wasted after the end",
+        "64 forwards, 3.0 tokens per forward, 24,576 positions computed",
     ]
 
 
 def test_a_batch_tells_tokens_per_forward_of_one_row_too() -> None:
-    assert "4.0 tokens per forward (0.5 a row)" in replace(CARD, rows=8).format()
+    assert "3.0 tokens per forward (0.4 a row)" in replace(CARD, rows=8).format()
 
 
 @pytest.mark.parametrize(

@@ -19,19 +19,29 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what is installed, which device and precision will be used, and whether a model is sound.
+    """Say what is installed and what this machine can do.
+
+    With a model, also whether it is sound and how fast it is here.
 
     Example: unmask doctor --model smollm2-135m-instruct
     """
     report = {**_software(), **_hardware(), **_models()}
-    if model is not None:
-        report |= _check_model(model)
+    try:
+        if model is not None:
+            report |= _check_model(model)
+    finally:  # a model that cannot be loaded is when the rest is wanted most
+        _print(report, as_json=as_json)
+
+
+def _print(report: dict[str, Any], *, as_json: bool) -> None:
+    from unmask.cli.output import print_line
+
     if as_json:
-        print(json.dumps(report))
+        print_line(json.dumps(report, ensure_ascii=False))
         return
     width = max(len(key) for key in report)
     for key, value in report.items():
-        print(f"{key:<{width}}  {value}")
+        print_line(f"{key:<{width}}  {value}")
 
 
 def _software() -> dict[str, Any]:

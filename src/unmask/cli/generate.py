@@ -1,5 +1,6 @@
 """`unmask generate PROMPT`: one answer, or several, to one prompt."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,9 +42,9 @@ def generate(
     Example: unmask generate "Write a function that reverses a string." --temperature 0.2
     """
     from unmask.cli import output
-    from unmask.decode.session import settings_from
+    from unmask.decode.session import resumed_settings, settings_from
+    from unmask.trajectory import load
 
-    checked = settings_from(settings)
     output.check_writable(trajectory)
     if (resume is None) != (at is None):
         raise SettingsError("--resume FILE and --at K go together: the record, and the step after which to go on")
@@ -52,21 +53,40 @@ def generate(
             'give either a prompt, as in `unmask generate "Write hello world."`, or --resume FILE --at K'
         )
     if prompt is not None:
+        checked = settings_from(settings)
         text = output.read_prompt(prompt)
         loaded = model.load(quiet=quiet)
         run = loaded.start([loaded.encode_prompt(text, raw=raw, system=system)], checked, n=n)
     else:
-        from unmask.trajectory import load
-
         assert resume is not None
         assert at is not None
+        _refuse_with_resume({"-n": n != 1, "--raw": raw, "--system": system is not None})
         recorded = load(resume)[0]
+        recorded.ids_at(at)  # what cannot be resumed is refused before a model is loaded
+        resumed_settings(recorded, settings)
         run = model.load(quiet=quiet).resume(recorded, at=at, **settings)
-    is_whole = output.watch(run, quiet=quiet)
+    try:
+        is_whole = output.watch(run, quiet=quiet)
+    except BaseException:
+        run.results()
+        output.save_trajectories(trajectory, run.trajectories, quiet=quiet)
+        raise
     results = run.results()
-    output.save_trajectories(trajectory, run.trajectories)
-    output.print_results(results, as_json=as_json)
+    try:
+        output.save_trajectories(trajectory, run.trajectories, quiet=quiet)
+    finally:
+        output.print_results(results, as_json=as_json)
     if not quiet:
-        output.print_card(results)
+        output.print_card(results, first_step=at or 0)
     if not is_whole:
+        if not quiet:
+            print("interrupted; the answer is what had settled by then", file=sys.stderr)
         raise typer.Exit(130)
+
+
+def _refuse_with_resume(given: dict[str, bool]) -> None:
+    for option, is_given in given.items():
+        if is_given:
+            raise SettingsError(
+                f"{option} has no effect with --resume, which goes on from one recorded canvas; leave one of them out"
+            )

@@ -1,8 +1,11 @@
 """`unmask infill FILE`: fill the holes of a text and print it, the rest byte for byte as it was."""
 
 import json
+import os
 import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,8 +28,11 @@ def infill(
         ),
     ] = None,
     length: Annotated[
-        str, typer.Option("--length", help="Tokens of a --lines hole: N, N-M, or + to grow.", metavar="LENGTH")
-    ] = "+",
+        str | None,
+        typer.Option(
+            "--length", help="Tokens of a --lines hole: N, N-M, or + to grow. [+]", metavar="LENGTH", show_default=False
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", help="Most tokens of a hole that grows.", metavar="N")] = 64,
     in_place: Annotated[bool, typer.Option("--in-place", "-i", help="Write the result back to FILE.")] = False,
     trajectory: Annotated[
@@ -38,12 +44,15 @@ def infill(
     model: ModelOptions,
     settings: dict[str, Any],
 ) -> None:
-    """Fill the holes of a file: [[?]] grows, [[?12]] takes 12 tokens, [[?4-16]] a range.
+    """Fill the holes of a file and print it, the rest untouched.
+
+    In the text [[?]] is a hole that grows, [[?12]] one of 12 tokens, [[?4-16]] one of 4 to 16; or name whole lines with
+    --lines.
 
     Example: unmask infill program.py --lines 10-14
     """
     from unmask.cli import output
-    from unmask.decode.infill import start_infill
+    from unmask.decode.infill import require_holes, start_infill
     from unmask.decode.session import settings_from
 
     checked = settings_from(settings)
@@ -51,19 +60,29 @@ def infill(
     if in_place and file == "-":
         raise SettingsError("--in-place needs a file to write back to; leave it out to read standard input")
     segments = _segments(_read(file), lines or [], length=length, limit=limit)
+    require_holes(segments)
+    if in_place:
+        output.check_writable(Path(file), option="--in-place")
     filler = start_infill(model.load(quiet=quiet), segments, checked)
-    is_whole = _watch(filler, quiet=quiet)
+    try:
+        is_whole = _watch(filler, quiet=quiet)
+    except BaseException:
+        output.save_trajectories(trajectory, filler.result().trajectories, quiet=quiet)
+        raise
     result = filler.result()
-    output.save_trajectories(trajectory, result.trajectories)
-    if as_json:
-        output.print_line(json.dumps(_record(result, filler), ensure_ascii=False))
-    elif in_place and is_whole:
-        _write_back(Path(file), result.text)
-    elif is_whole:
-        sys.stdout.buffer.write(result.text.encode("utf-8"))
-        sys.stdout.buffer.flush()
+    try:
+        output.save_trajectories(trajectory, result.trajectories, quiet=quiet)
+    finally:
+        if is_whole and in_place:
+            _write_back(file, result.text)
+        if as_json:
+            output.print_line(json.dumps(_record(result, filler), ensure_ascii=False))
+        elif is_whole and not in_place:
+            output.print_text(result.text)
     if not is_whole:
-        print("interrupted; the file was left as it was", file=sys.stderr)
+        if not quiet:
+            done = "the file was left as it was" if in_place else "the text is not whole and was left out"
+            print(f"interrupted; {done}", file=sys.stderr)
         raise typer.Exit(130)
     if not quiet:
         _print_card(result)
@@ -80,18 +99,26 @@ def _read(file: str) -> str:
         raise TextError(f"there is no file {file}; give a text with holes, or - for standard input") from None
     except IsADirectoryError:
         raise TextError(f"{file} is a folder; give a text file with holes") from None
+    except OSError as error:
+        raise TextError(f"{file} cannot be read ({error.strerror}); give another file, or - for stdin") from None
 
 
-def _segments(text: str, lines: list[str], *, length: str, limit: int) -> "list[Segment]":
+def _segments(text: str, lines: list[str], *, length: str | None, limit: int) -> "list[Segment]":
     from unmask.decode.infill import Hole, cut_lines, parse_markers
 
     if not lines:
+        if length is not None:
+            raise SettingsError(
+                f"--length {length} is for the holes of --lines, and none were given; "
+                "a marker says its own length, as in [[?12]]"
+            )
         return parse_markers(text, limit=limit)
-    if not re.fullmatch(r"\+|\d+(-\d+)?", length):
+    length = length or "+"
+    if not re.fullmatch(r"\+|\d+(-\d+)?", length, re.ASCII):
         raise SettingsError(f"--length {length} is not a length; give N, N-M, or + for a hole that grows")
     ranges = []
     for given in lines:
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", given)
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", given, re.ASCII)
         if match is None:
             raise SettingsError(f"--lines {given} is not a range of lines; give FIRST-LAST, as in --lines 10-14")
         ranges.append((int(match[1]), int(match[2] or match[1])))
@@ -114,21 +141,28 @@ def _watch(filler: "Filler", *, quiet: bool) -> bool:
     return True
 
 
-def _write_back(path: Path, text: str) -> None:
-    """Replace the file in one step."""
-    import os
-    import shutil
-    import tempfile
-
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _write_back(file: str, text: str) -> None:
+    """Replace the file in one step; where that fails, print the text instead, so that the work is not lost."""
+    path = Path(os.path.realpath(file))
     try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(text.encode("utf-8"))
-        shutil.copymode(path, temporary)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as out:
+                out.write(text.encode("utf-8"))
+            shutil.copymode(path, temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        from unmask.cli.output import print_text
+
+        print_text(text)
+        raise TextError(
+            f"{file} could not be written ({error.strerror}) and is as it was; the filled text is on standard output: "
+            "make room, or send it to another file"
+        ) from None
 
 
 def _record(result: "Infilling", filler: "Filler") -> dict[str, Any]:

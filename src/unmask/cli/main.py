@@ -19,11 +19,15 @@ EXAMPLES = """Masked diffusion language models that write code.
 
 Examples:
 
-  unmask generate "Write a function that reverses a string."
-
-  unmask infill program.py
+  unmask generate "Write a function that reverses a string." --trajectory run.jsonl
 
   unmask replay run.jsonl
+
+  unmask infill program.py --lines 10-14
+
+  unmask chat --model diffucoder-7b-instruct
+
+  unmask models list
 """
 
 app = typer.Typer(
@@ -66,9 +70,19 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in _ADVICE:
             raise
-        _fail(f"{error.strerror}: {error.filename or 'a file'} could not be written; make room or choose another place")
+        _fail(f"{error.filename or 'the output'}: {error.strerror}; {_ADVICE[error.errno]}")
+
+
+_FULL, _FORBIDDEN = "make room or choose another place", "change its permissions or choose another place"
+_ADVICE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EROFS: _FORBIDDEN,
+}
 
 
 def _fail(message: str) -> None:

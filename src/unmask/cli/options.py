@@ -4,9 +4,10 @@ A decorated command takes `model: ModelOptions` and `settings: dict` instead of 
 what the user gave and nothing else, so that `DecodeSettings` alone knows the defaults.
 """
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ import typer
 
 if TYPE_CHECKING:
     from unmask.decode.session import Model
+    from unmask.model.hub import Progress, Report
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct"
 _DECODING = "Decoding"
@@ -120,8 +122,7 @@ class ModelOptions:
     offline: bool = False
 
     def load(self, *, quiet: bool = False) -> "Model":
-        """Load the model, with a progress bar on stderr while it is downloaded."""
-        from unmask.cli.models import progress
+        """Load the model; stderr shows a progress bar while it is downloaded, and what is loaded on a terminal."""
         from unmask.decode.session import load
         from unmask.model.config import Override
 
@@ -129,7 +130,7 @@ class ModelOptions:
         override = Override(
             attention=attention, block_length=block_length, shift_logits=self.shift_logits, mask_id=self.mask_id
         )
-        with progress() as report:
+        with _telling(self.name, quiet=quiet) as report:
             return load(
                 self.name,
                 revision=self.revision,
@@ -138,8 +139,34 @@ class ModelOptions:
                 adapter=self.adapter,
                 override=override,
                 offline=self.offline,
-                report=None if quiet else report,
+                report=report,
             )
+
+
+@contextlib.contextmanager
+def _telling(name: str, *, quiet: bool) -> "Iterator[Report | None]":
+    """Say on a terminal that a model is being loaded; a bar takes over when something must be downloaded first."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.status import Status
+
+    from unmask.cli.models import progress
+
+    bars: list[Report] = []
+    with contextlib.ExitStack() as stack:
+        status = Status(f"loading {name}", console=Console(stderr=True))
+        if status.console.is_terminal and not status.console.is_dumb_terminal:
+            stack.enter_context(status)
+
+        def report(done: "Progress") -> None:
+            if not bars:
+                status.stop()
+                bars.append(stack.enter_context(progress()))
+            bars[0](done)
+
+        yield report
 
 
 def with_decoding(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

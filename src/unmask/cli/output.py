@@ -1,4 +1,8 @@
-"""What a decoding command does around the run: draw it, keep its record, print its result."""
+"""What a decoding command does around the run: read the prompt, draw the run, keep its record, print its result.
+
+Whatever ends a run early (Ctrl-C, numbers that are not numbers, a full disk), what it has come to is not lost: the
+record so far is written, and the result printed even where the record could not be.
+"""
 
 import json
 import os
@@ -42,39 +46,47 @@ def _drain(run: "Run") -> bool:
     return True
 
 
-def check_writable(path: Path | None) -> None:
-    """Refuse a trajectory path that could not be written, before any work is done."""
-    if path is None:
+def check_writable(path: Path | None, *, option: str = "--trajectory") -> None:
+    """Refuse a path that could not be written, before any work is done."""
+    if path is None or (path.exists() and not path.is_file() and not path.is_dir()):  # a device, a pipe
         return
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is not there"
-        raise SettingsError(f"--trajectory {path} {what}; give a file in a folder that exists")
-    if not path.exists():
-        try:
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        except OSError as error:
-            raise SettingsError(
-                f"--trajectory {path} cannot be written ({os.strerror(error.errno or 0)}); give another file"
-            ) from None
+    folder = Path(os.path.realpath(path)).parent
+    if path.is_dir() or not folder.is_dir():
+        what = "is a folder" if path.is_dir() else f"lies in {folder}, which is not there"
+        raise SettingsError(f"{option} {path} {what}; give a file in a folder that exists")
+    try:  # a file is written beside the old one, and then takes its place
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SettingsError(
+            f"{option} {path} cannot be written ({os.strerror(error.errno or 0)}); give a file in another folder"
+        ) from None
 
 
-def save_trajectories(path: Path | None, trajectories: Sequence[Trajectory]) -> None:
-    """Keep the record, and say where."""
-    if path is not None:
+def save_trajectories(path: Path | None, trajectories: Sequence[Trajectory], *, quiet: bool) -> None:
+    """Keep the record, and say where. A run that never began leaves an older file alone."""
+    if path is not None and trajectories:
         save(path, trajectories)
-        print(f"trajectory kept in {path}; `unmask replay {path}` plays it", file=sys.stderr)
+        if not quiet:
+            print(f"trajectory kept in {path}; `unmask replay {path}` plays it", file=sys.stderr)
 
 
-def print_card(results: Sequence["Generation"]) -> None:
-    """The speed card of a batch, on stderr."""
+def print_card(results: Sequence["Generation"], *, first_step: int = 0) -> None:
+    """The speed card of a batch, on stderr. A run that was taken up at `first_step` is judged by what it did itself."""
+    from unmask.decode.session import num_forwards
     from unmask.view.card import SpeedCard
 
+    before = [result.trajectory.steps[:first_step] for result in results]
+    settled_before = sum(len(step.commits) for steps in before for step in steps)
+    forwards_before = max(num_forwards(result.trajectory, steps) for result, steps in zip(results, before, strict=True))
+    settled = sum(result.num_tokens + result.wasted_tokens for result in results)
+    wasted = sum(result.wasted_tokens for result in results)
+    settled_now = max(0, settled - settled_before)
     card = SpeedCard(
-        settled_tokens=sum(result.num_tokens + result.wasted_tokens for result in results),
-        num_forwards=max(result.num_forwards for result in results),
+        settled_tokens=settled_now,
+        num_forwards=max(result.num_forwards for result in results) - forwards_before,
         positions_computed=sum(result.positions_computed for result in results),
-        wasted_tokens=sum(result.wasted_tokens for result in results),
+        wasted_tokens=min(wasted, settled_now),
         seconds=results[0].seconds,
         rows=len(results),
     )
@@ -96,16 +108,27 @@ def print_results(results: Sequence["Generation"], *, as_json: bool) -> None:
 
 
 def print_line(text: str) -> None:
-    """Text and a newline in UTF-8, whatever the terminal's encoding says."""
-    sys.stdout.buffer.write(text.encode("utf-8", "replace") + b"\n")
+    """Text and a newline."""
+    print_text(text + "\n")
+
+
+def print_text(text: str) -> None:
+    """Text in UTF-8, whatever the terminal's encoding says; a terminal gets no control characters."""
+    if sys.stdout.isatty():
+        from unmask.view.terminal import printable
+
+        text = printable(text)
+    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
     sys.stdout.buffer.flush()
 
 
 def read_prompt(prompt: str) -> str:
-    """The prompt itself, or standard input for "-"."""
-    if prompt != "-":
-        return prompt
-    return decode_utf8(sys.stdin.buffer.read(), "standard input")
+    """The prompt itself, or standard input for "-"; it must not be empty."""
+    from unmask.decode.session import require_text
+
+    text = decode_utf8(sys.stdin.buffer.read(), "standard input") if prompt == "-" else prompt
+    require_text(text)
+    return text
 
 
 def decode_utf8(data: bytes, where: str) -> str:

@@ -68,7 +68,7 @@ class FullDenoiser:
         self.positions_computed = 0
 
     def logits(self, canvas: Canvas, places: Positions) -> Iterator[Float[Tensor, "C V"]]:
-        _check_mask_id(self.config, canvas)
+        _check_fit(self.config, canvas)
         rows, row_of_place_M = places.rows_M.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         positions_AL = canvas.positions_BL()[rows].to(self.backbone.device)
         is_padded = bool((positions_AL < 0).any())
@@ -92,8 +92,9 @@ class CachedDenoiser:
 
     A call computes, for each row, the columns from the first one that is not cached to the end of the block that is
     asked about (for a causal model, to the column before it). Columns before that block are final by then, so their
-    keys and values are exact and stay. Rows may stand at different blocks. A denoiser serves one canvas; rows that are
-    no longer asked about are dropped from the cache.
+    keys and values are exact and stay. Rows may stand at different blocks. Rows that are no longer asked about are
+    dropped from the cache; one that comes back (`origin` passes over rows in some steps) starts the cache anew, and so
+    does another canvas.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -109,11 +110,12 @@ class CachedDenoiser:
         self.positions_computed = 0
         self._block = self.config.block_length or 1
         self._cache: KVCache | None = None
+        self._canvas: Canvas | None = None  # what the cache was made for
         self._held: list[int] = []  # the canvas rows in the cache, in its order
         self._clean: dict[int, int] = {}  # row -> first column without final keys and values
 
     def logits(self, canvas: Canvas, places: Positions) -> Iterator[Float[Tensor, "C V"]]:
-        _check_mask_id(self.config, canvas)
+        _check_fit(self.config, canvas)
         rows, row_of_place_M = places.rows_M.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         cache = self._cache_for(canvas, rows.tolist())
         sources_M = _sources(self.config, canvas, places)
@@ -128,15 +130,14 @@ class CachedDenoiser:
         yield from _project(self.backbone, hidden_ATD, row_of_place_M, sources_M - first_A[row_of_place_M])
 
     def _cache_for(self, canvas: Canvas, rows: list[int]) -> KVCache:
-        if self._cache is None:
+        if self._cache is None or canvas is not self._canvas or not set(rows) <= set(self._held):
             backbone = self.backbone
             self._cache = KVCache(
                 self.config, rows=len(rows), length=canvas.width, dtype=backbone.dtype, device=backbone.device
             )
+            self._canvas = canvas
             self._clean = {row: int(canvas.start_B[row]) for row in rows}
         elif rows != self._held:
-            if not set(rows) <= set(self._held):
-                raise AssertionError("a row that was left out cannot come back: its keys and values are gone")
             self._cache.keep_rows([self._held.index(row) for row in rows])
         self._held = rows
         return self._cache
@@ -180,17 +181,18 @@ class CachedDenoiser:
         )
 
     def _visible(self, query_AT: Tensor, key_AS: Tensor) -> Bool[Tensor, "A 1 T S"] | None:
-        if query_AT.shape[1] == 1 and bool((key_AS >= 0).all()) and self._block == 1:
-            return None  # one new column behind everything else sees all of it
+        if self._block == 1 and bool((key_AS >= 0).all()) and torch.equal(query_AT, key_AS[:, -1:]):
+            return None  # one new column behind everything else, in every row, sees all of it
         return attention_mask(self.config.attention, query_AT, key_AS, block_length=self.config.block_length)
 
 
-def _check_mask_id(config: ModelConfig, canvas: Canvas) -> None:
+def _check_fit(config: ModelConfig, canvas: Canvas) -> None:
     if config.is_diffusion and config.mask_id is None:
         raise CheckpointError("the model has no mask id, so masked positions cannot be fed to it; give `--mask-id ID`")
-    if canvas.width > config.max_positions:
+    longest = int((canvas.end_B - canvas.start_B).max())
+    if longest > config.max_positions:
         raise CanvasError(
-            f"the canvas has {canvas.width} positions and the model has {config.max_positions}; "
+            f"the canvas has {longest} positions and the model has {config.max_positions}; "
             "shorten the prompt or ask for fewer new tokens"
         )
 

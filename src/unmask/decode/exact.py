@@ -166,11 +166,11 @@ class ExactRule:
 
     def _row_blocks(self, canvas: Canvas, row: int, is_aligned: bool) -> list[tuple[int, int, int, int]]:
         """(start, stop, open positions, steps) of each block of a row that has open positions."""
-        end = int(canvas.end_B[row])
         free_L = ~canvas.is_fixed_BL[row]
-        first = int(free_L.int().argmax()) if bool(free_L.any()) else end
+        if not bool(free_L.any()):
+            return []
+        start, first, end = int(canvas.start_B[row]), int(free_L.int().argmax()), int(canvas.end_B[row])
         length = self._length or end - first
-        start = int(canvas.start_B[row])
         at = start + (first - start) // length * length if is_aligned else first
         bounds = [(low, min(low + length, end)) for low in range(at, end, length)]
         sized = [(low, high, int(free_L[low:high].sum())) for low, high in bounds]
@@ -178,14 +178,22 @@ class ExactRule:
         total = sum(size for _, _, size in sized)
         steps = self.settings.steps if self.settings.steps is not None else total
         if self.settings.policy != "origin":
-            steps = min(steps, max(1, total))
+            steps = min(steps, total)
         if steps < len(sized):
-            raise SettingsError(
-                f"--steps {self.settings.steps} is fewer than the {len(sized)} blocks of {length} positions, and a "
-                f"block takes at least one step; give --steps {len(sized)} or more, or a larger --block-length"
-            )
+            raise SettingsError(self._too_few_steps(len(sized), length))
         shares = split_steps([size for _, _, size in sized], steps)
         return [(*block, share) for block, share in zip(sized, shares, strict=True)]
+
+    def _too_few_steps(self, blocks: int, length: int) -> str:
+        if length == 1 and self.settings.block_length is None:  # the model's own way, which no setting changes
+            return (
+                f"--steps {self.settings.steps} is fewer than the {blocks} tokens to fill, and the model fills one per "
+                f"step; give --steps {blocks} or more, or leave --steps out"
+            )
+        return (
+            f"--steps {self.settings.steps} is fewer than the {blocks} blocks of {length} positions, and a "
+            f"block takes at least one step; give --steps {blocks} or more, or a larger --block-length"
+        )
 
     def _block_of(self, canvas: Canvas, row: int, column: int, step: int) -> _Block:
         start, stop, size, steps = next(block for block in self._blocks[row] if block[0] <= column < block[1])

@@ -16,6 +16,7 @@ tokenizer may change what it encodes (Qwen2's composes characters), the given te
 """
 
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from typing import Literal
 
 import torch
 
-from unmask.decode.canvas import Canvas, Positions
+from unmask.decode.canvas import Positions
 from unmask.decode.run import Run
 from unmask.decode.session import Model
 from unmask.decode.settings import DecodeSettings
@@ -35,12 +36,14 @@ from unmask.trajectory import StepEvent, Trajectory
 DEFAULT_GROWTH = 8
 DEFAULT_LIMIT = 64
 _LENGTHS_TRIED = 8
-_MARKER = re.compile(r"\[\[\?(\d+(?:-\d+)?|\+)?\]\]")
+_MARKER = re.compile(r"\[\[\?(\d+(?:-\d+)?|\+)?\]\]", re.ASCII)
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")  # str.splitlines also breaks at U+2028, form feed and others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hole:
-    """A gap of `least` to `most` tokens. `grows` tries block after block instead of lengths spread over the range."""
+    """A gap of `least` to `most` tokens. `grows` tries block after block instead of lengths spread over the range; on a
+    causal model such a hole may also stay empty."""
 
     least: int = 1
     most: int = DEFAULT_LIMIT
@@ -90,20 +93,23 @@ def parse_markers(text: str, *, limit: int = DEFAULT_LIMIT) -> list[Segment]:
 def cut_lines(text: str, ranges: Sequence[tuple[int, int]], hole: Hole) -> list[Segment]:
     """Make a hole of each range of lines (counted from 1, both ends in); the last line's newline stays given.
 
-    Raises CanvasError for ranges that overlap, run backwards, or lie outside the text.
+    Lines end at a line feed, a carriage return, or both, as editors count them. Raises CanvasError for ranges that
+    overlap, run backwards, or lie outside the text.
 
     >>> cut_lines("a\\nb\\nc\\n", [(2, 2)], Hole.parse("3"))
     ['a\\n', Hole(least=3, most=3, grows=False), '\\nc\\n']
     """
-    lines = text.splitlines(keepends=True)
+    lines = _LINE.findall(text)
     segments: list[Segment] = []
     done = 0  # lines already placed
     held = ""
     for first, last in sorted(ranges):
+        if first > last:
+            raise CanvasError(f"lines {first}-{last} run backwards; give the first line first: {last}-{first}")
         if not 1 <= first <= last <= len(lines):
+            count = "1 line" if len(lines) == 1 else f"{len(lines)} lines"
             raise CanvasError(
-                f"lines {first}-{last} are not in the text, which has {len(lines)} lines counted from 1; "
-                "give FIRST-LAST within it"
+                f"lines {first}-{last} are not in the text, which has {count} counted from 1; give FIRST-LAST within it"
             )
         if first <= done:
             raise CanvasError(f"the holes overlap at line {first}: each line can lie in one hole; merge the ranges")
@@ -138,14 +144,19 @@ def infill(model: Model, segments: Sequence[Segment], settings: DecodeSettings |
 
 def start_infill(model: Model, segments: Sequence[Segment], settings: DecodeSettings) -> "Filler":
     """The filler that suits the model. Raises CanvasError for a text without holes or one that does not fit."""
+    require_holes(segments)
+    if model.backbone.config.attention == "full":
+        return CanvasFiller(model, segments, settings)
+    return MiddleFiller(model, segments, settings)
+
+
+def require_holes(segments: Sequence[Segment]) -> None:
+    """Raise CanvasError for a text without holes."""
     if not any(isinstance(segment, Hole) for segment in segments):
         raise CanvasError(
             "the text has no hole; write [[?]] where the model should fill in ([[?12]] for 12 tokens, [[?4-16]] for a "
             "range), or name lines with --lines FIRST-LAST"
         )
-    if model.backbone.config.attention == "full":
-        return CanvasFiller(model, segments, settings)
-    return MiddleFiller(model, segments, settings)
 
 
 class Filler(ABC):
@@ -156,10 +167,12 @@ class Filler(ABC):
     def __init__(self, model: Model, segments: Sequence[Segment], settings: DecodeSettings) -> None:
         self.model, self.segments, self.settings = model, list(segments), settings
         self.is_done = False
-        self.seconds = 0.0
         self.probes = 0
         self.positions_probed = 0
+        self.seconds_probing = 0.0
         self.runs: list[Run] = []
+        # A control token would vanish from the text, and the hole come out shorter than it was asked for.
+        self._control_ids = sorted({*model.tokenizer.special_ids, *model.end_ids})
 
     @abstractmethod
     def __iter__(self) -> Iterator[StepEvent]:
@@ -181,7 +194,7 @@ class Filler(ABC):
             num_tokens=sum(result.num_tokens for result in results),
             num_forwards=self.probes + sum(result.num_forwards for result in results),
             positions_computed=self.positions_probed + sum(result.positions_computed for result in results),
-            seconds=self.seconds + sum(run.seconds for run in self.runs),
+            seconds=self.seconds_probing + sum(run.seconds for run in self.runs),
             finish_reason="stop" if self.is_done else "interrupted",
             trajectories=tuple(result.trajectory for result in results),
         )
@@ -201,7 +214,11 @@ class CanvasFiller(Filler):
             if isinstance(hole, Hole) and not hole.is_fixed:
                 self._choose_length(index, hole)
         self.run = self.model.run_rows(
-            [self._row()], self.settings, samples=[0], end_ids=(), suppressed_ids=self.model.end_ids
+            [self._row()],
+            replace(self.settings, max_new_tokens=sum(self._lengths.values())),
+            samples=[0],
+            end_ids=(),
+            suppressed_ids=self._control_ids,
         )
         self.runs.append(self.run)
         yield from self.run
@@ -256,13 +273,15 @@ class CanvasFiller(Filler):
 
     def _first_look(self, index: int) -> float:
         """Mean log-confidence of a hole's masks when everything is still masked."""
-        model = self.model
-        canvas = Canvas.from_rows([self._row()], mask_id=model.backbone.config.mask_id)
+        started = time.perf_counter()
+        model, config = self.model, self.model.backbone.config
+        canvas = model.canvas([self._row()])
         low, high = self._spans()[index]
         columns = torch.arange(low, high) + int(canvas.start_B[0])
         denoiser = model.denoiser()
-        is_suppressed_V = torch.zeros(model.backbone.config.vocab_size, dtype=torch.bool)
-        is_suppressed_V[[*model.undefined_ids, *model.end_ids]] = True
+        assert config.mask_id is not None
+        is_suppressed_V = torch.zeros(config.vocab_size, dtype=torch.bool)
+        is_suppressed_V[[config.mask_id, *model.undefined_ids, *self._control_ids]] = True
         total = 0.0
         with torch.inference_mode():
             for logits_CV in denoiser.logits(canvas, Positions(torch.zeros_like(columns), columns)):
@@ -270,6 +289,7 @@ class CanvasFiller(Filler):
                 total += float(token_confidence(logp, logp.argmax(-1)).log().sum())
         self.probes += denoiser.num_forwards
         self.positions_probed += denoiser.positions_computed
+        self.seconds_probing += time.perf_counter() - started
         return total / (high - low)
 
 
@@ -288,6 +308,9 @@ class MiddleFiller(Filler):
             )
         self._fim = fim
         self._texts: list[str] = []
+        for index, hole in enumerate(self.segments):
+            if isinstance(hole, Hole):  # earlier holes count as empty here: what cannot fit is refused at once
+                self._room(self._prompt(*self._around(index))[0], hole)
 
     def __iter__(self) -> Iterator[StepEvent]:
         for index, hole in enumerate(self.segments):
@@ -302,20 +325,27 @@ class MiddleFiller(Filler):
 
     def _fill(self, index: int, hole: Hole) -> Iterator[StepEvent]:
         before, behind = self._around(index)
-        prompt, owed = self._prompt(before, behind, hole)
-        cut = _Cut(owed=owed, next_line=_first_line(behind))
+        prompt, owed = self._prompt(before, behind)
+        most = self._room(prompt, hole)
         ids: list[int] = []
-        if hole.least > 1 or hole.is_fixed:
-            yield from self._go_on(prompt, ids, hole.least, cut, may_end=False)
-        if not hole.is_fixed and hole.most > len(ids):
-            yield from self._go_on(prompt, ids, hole.most - len(ids), cut, may_end=True)
+        if hole.least > 1 or not hole.grows:
+            for event in self._go_on(prompt, ids, hole.least, may_end=False):
+                self._texts[-1] = self._text(ids, owed)
+                yield event
+        if len(ids) >= most:
+            return
+        next_line, kept = _first_line(behind), len(self._text(ids, owed))
+        for event in self._go_on(prompt, ids, most - len(ids), may_end=True):
+            self._texts[-1], is_over = _cut(self._text(ids, owed), next_line, kept=kept)
+            yield event
+            if is_over:
+                self.run.leave()
+                return
+        self._texts[-1], _ = _cut(self._text(ids, owed), next_line, kept=kept, is_done=True)
 
-    def _go_on(
-        self, prompt: list[int], ids: list[int], room: int, cut: "_Cut", *, may_end: bool
-    ) -> Iterator[StepEvent]:
+    def _go_on(self, prompt: list[int], ids: list[int], room: int, *, may_end: bool) -> Iterator[StepEvent]:
         """Decode up to `room` more tokens of the hole under way; `ids` are those it has and gains."""
-        had = list(ids)
-        ends = sorted({*self.model.tokenizer.special_ids, *self.model.end_ids})
+        had, ends = list(ids), self._control_ids
         self.run = self.model.run_rows(
             [[*prompt, *ids, *[None] * room]],
             replace(self.settings, max_new_tokens=room),
@@ -327,55 +357,58 @@ class MiddleFiller(Filler):
         for event in self.run:
             row = self.run.canvas.row_ids(0)[len(prompt) + len(had) :]
             ids[:] = had + [token for token in row if token is not None and not (may_end and token in ends)]
-            self._texts[-1], is_over = cut(self.model.tokenizer.decode(ids))
             yield event
-            if may_end and is_over:
-                return
+
+    def _text(self, ids: list[int], owed: str) -> str:
+        return self.model.tokenizer.decode(ids).removeprefix(owed)
 
     def _around(self, index: int) -> tuple[str, str]:
         """The text before a hole, earlier holes filled, and the text behind it, later holes left out."""
-        fills = iter(self._texts)
+        fills = iter(self.texts())
         before = "".join(segment if isinstance(segment, str) else next(fills) for segment in self.segments[:index])
         return before, "".join(segment for segment in self.segments[index + 1 :] if isinstance(segment, str))
 
-    def _prompt(self, before: str, behind: str, hole: Hole) -> tuple[list[int], str]:
+    def _prompt(self, before: str, behind: str) -> tuple[list[int], str]:
         """Prefix, suffix, middle; and the space that the answer owes.
 
         Byte-level vocabularies write a word with the space before it, so a prefix that ends in one space leaves the
         model in the middle of a token: the space is kept back, and taken off the answer instead.
         """
-        owed = " " if re.search(r"\S $", before) else ""
+        owed = " " if re.search(r"\S \Z", before) else ""
         encode = self.model.tokenizer.encode
         before_ids, behind_ids = encode(before.removesuffix(owed)), encode(behind)
-        prompt = [self._fim.prefix, *before_ids, self._fim.suffix, *behind_ids, self._fim.middle]
+        return [self._fim.prefix, *before_ids, self._fim.suffix, *behind_ids, self._fim.middle], owed
+
+    def _room(self, prompt: list[int], hole: Hole) -> int:
+        """The most tokens that the hole may take. Raises CanvasError where its least do not fit."""
         limit = self.model.backbone.config.max_positions
-        if len(prompt) + hole.most > limit:
+        if len(prompt) + hole.least > limit:
             raise CanvasError(
-                f"the given text takes {len(prompt)} tokens and the hole up to {hole.most}, but the model's context "
-                f"holds {limit}; shorten the text around the hole"
+                f"the given text takes {len(prompt)} tokens and the hole at least {hole.least}, but the model's "
+                f"context holds {limit}; shorten the text around the hole"
             )
-        return prompt, owed
+        return min(hole.most, limit - len(prompt))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Cut:
-    """Where a fill ends that the model did not end: where it begins to repeat the line behind the hole."""
+def _cut(text: str, next_line: str, *, kept: int = 0, is_done: bool = False) -> tuple[str, bool]:
+    """A fill up to where it begins to repeat the line behind the hole, and whether it does.
 
-    owed: str
-    next_line: str
+    A line under way could still become another one, so only whole lines count until the fill `is_done`. The first
+    `kept` characters stay.
 
-    def __call__(self, text: str) -> tuple[str, bool]:
-        """The text less the owed space, and whether it is over.
-
-        >>> _Cut(owed="", next_line="    return total")("0\\n    return total\\n")
-        ('0', True)
-        """
-        text = text.removeprefix(self.owed)
-        lines = text.split("\n")
-        for number, line in enumerate(lines[1:], 1):
-            if self.next_line and line.rstrip() == self.next_line:
-                return "\n".join(lines[:number]), True
-        return text, False
+    >>> _cut("0\\n    return total\\n", "    return total")
+    ('0', True)
+    >>> _cut("0\\n    return total", "    return total")
+    ('0\\n    return total', False)
+    """
+    lines = text.split("\n")
+    at = -1  # of the newline before the line
+    for number, line in enumerate(lines):
+        is_whole = is_done or number < len(lines) - 1
+        if number and is_whole and at >= kept and next_line and line.rstrip() == next_line:
+            return text[:at].removesuffix("\r"), True
+        at += len(line) + 1
+    return text, False
 
 
 def _first_line(behind: str) -> str:

@@ -23,9 +23,9 @@ from unmask.trajectory import Frame, StepEvent, Trajectory
 class Generation:
     """One answer and what it took.
 
-    `num_tokens` are the settled tokens of the text, `wasted_tokens` those settled behind its end. `finish_reason` is
-    "stop" (the model ended the answer), "length" (the canvas is full) or "interrupted". `seconds` is the wall time of
-    the run, which all rows of a batch share.
+    `num_tokens` are the settled tokens of the text, `wasted_tokens` those settled behind its end; the end token itself
+    is neither. `finish_reason` is "stop" (the model, or the caller on purpose, ended the answer), "length" (the canvas
+    is full) or "interrupted". `seconds` is the wall time of the run, which all rows of a batch share.
     """
 
     text: str
@@ -70,6 +70,7 @@ class Run:
         self._tokenizer = tokenizer
         self._end_ids = frozenset(end_ids)
         self._finished = [False] * canvas.num_rows
+        self._is_left = False
         self._confidence: list[dict[int, float]] = [{} for _ in range(canvas.num_rows)]
         self.trajectories = list(history) if history is not None else self._fresh_trajectories(model, samples)
         self._events = denoise(
@@ -90,6 +91,10 @@ class Run:
             yield event
             started = time.perf_counter()
         self._finished = [True] * self.canvas.num_rows
+
+    def leave(self) -> None:
+        """End the run here on purpose: what has settled is the answer, not a part of one."""
+        self._is_left = True
 
     def finish(self) -> list[Generation]:
         """Run to the end and give the results."""
@@ -126,15 +131,16 @@ class Run:
         first = int(is_answer_L.int().argmax()) if bool(is_answer_L.any()) else int(canvas.end_B[row])
         start = int(canvas.start_B[row])
         ids = canvas.row_ids(row)[first - start : end - start]
+        has_ended = end < int(canvas.end_B[row])
         reason = "interrupted"
-        if self._finished[row]:
-            reason = "stop" if end < int(canvas.end_B[row]) else "length"
+        if self._finished[row] or self._is_left:
+            reason = "stop" if has_ended or self._is_left else "length"
         trajectory.finish_reason = reason
         return Generation(
             text=self._text(ids),
             model=trajectory.model,
             num_tokens=int(is_settled_L[:end].sum()),
-            wasted_tokens=int(is_settled_L[end:].sum()) - (reason == "stop"),
+            wasted_tokens=int(is_settled_L[end:].sum()) - has_ended,
             num_forwards=trajectory.num_forwards,
             positions_computed=self.positions_computed[row],
             seconds=self.seconds,
@@ -150,9 +156,10 @@ class Run:
         return self._tokenizer.decode([token for token in ids if token is not None])
 
     def _record(self, event: StepEvent) -> None:
-        for row in event.active:
+        share, rest = divmod(event.positions_computed, len(event.active))
+        for number, row in enumerate(event.active):
             self.trajectories[row].record(event, row=row)
-            self.positions_computed[row] += event.positions_computed // len(event.active)
+            self.positions_computed[row] += share + (number < rest)
         for commit in event.commits:
             self._confidence[commit.row][commit.position] = commit.confidence
             self._name(self.trajectories[commit.row], commit.token_id)

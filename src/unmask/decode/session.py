@@ -15,7 +15,7 @@ from unmask.decode.canvas import Canvas
 from unmask.decode.denoiser import CachedDenoiser, Denoiser, FullDenoiser
 from unmask.decode.run import Generation, Run
 from unmask.decode.settings import DecodeSettings
-from unmask.errors import CanvasError, SettingsError, TextError, TrajectoryError, did_you_mean
+from unmask.errors import CanvasError, CheckpointError, SettingsError, TextError, TrajectoryError, did_you_mean
 from unmask.model import hub
 from unmask.model.adapter import merge_adapter
 from unmask.model.backbone import Backbone
@@ -26,7 +26,7 @@ from unmask.model.packed import can_pack, pack
 from unmask.text.chat import Message, encode_chat
 from unmask.text.gguf_tokenizer import tokenizer_from_gguf
 from unmask.text.tokenizer import Tokenizer
-from unmask.trajectory import Trajectory
+from unmask.trajectory import Step, Trajectory
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _END_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|dlm_pad|>")
@@ -87,18 +87,19 @@ class Model:
         self, prompts: Sequence[str], *, n: int = 1, raw: bool = False, system: str | None = None, **settings: Any
     ) -> list[Generation]:
         """`n` answers to each prompt in one batch, prompt by prompt. A row does not depend on its neighbours."""
+        checked = settings_from(settings)
         encoded = [self.encode_prompt(prompt, raw=raw, system=system) for prompt in prompts]
-        return self.start(encoded, settings_from(settings), n=n).finish()
+        return self.start(encoded, checked, n=n).finish() if encoded else []
 
     def chat(self, messages: Sequence[Message], *, prefill: str | None = None, **settings: Any) -> Generation:
         """The next answer of a conversation; `prefill` is its given beginning."""
+        checked = settings_from(settings)
         ids = encode_chat(self.tokenizer, messages, prefill=prefill)
-        return self.start([ids], settings_from(settings)).finish()[0]
+        return self.start([ids], checked).finish()[0]
 
     def encode_prompt(self, prompt: str, *, raw: bool = False, system: str | None = None) -> list[int]:
         """A prompt's ids: through the chat template, or as plain text."""
-        if not prompt.strip():
-            raise TextError('the prompt is empty; give some text, as in `unmask generate "Write hello world."`')
+        require_text(prompt)
         if raw or self.tokenizer.chat_template is None:
             if system is not None:
                 raise SettingsError(
@@ -139,7 +140,7 @@ class Model:
         """Decode rows in which None is masked. `end_ids` None takes the model's own."""
         return Run(
             self.denoiser(),
-            Canvas.from_rows(rows, mask_id=self.backbone.config.mask_id, align=self._align),
+            self.canvas(rows),
             settings,
             tokenizer=self.tokenizer,
             model=self.name,
@@ -148,26 +149,33 @@ class Model:
             samples=samples,
         )
 
+    def canvas(
+        self, rows: Sequence[Sequence[int | None]], *, committed_at: Sequence[Sequence[int | None]] | None = None
+    ) -> Canvas:
+        """A canvas of this model's ids. Raises CheckpointError for ids that the network has no row for."""
+        size = self.backbone.config.vocab_size
+        unknown = next((token for row in rows for token in row if token is not None and not 0 <= token < size), None)
+        if unknown is not None:
+            raise CheckpointError(
+                f"the text holds the id {unknown}, but {self.name} scores {size} ids; its tokenizer belongs to another "
+                "model: take the tokenizer's files and the weights from one checkpoint"
+            )
+        align = self.backbone.config.block_length or 1
+        return Canvas.from_rows(rows, mask_id=self.backbone.config.mask_id, align=align, committed_at=committed_at)
+
     def resume(self, trajectory: Trajectory, *, at: int, **changes: Any) -> Run:
         """Take a recorded run up again after step `at`, with other settings if wanted.
 
-        With the same settings the run ends as it did before. Raises TrajectoryError for a step that it does not have
-        or a trajectory of another vocabulary.
+        With the same settings the run ends as it did before. The canvas stays as it was laid out. Raises
+        TrajectoryError for a step that the run does not have, or a trajectory of another vocabulary.
         """
         ids = trajectory.ids_at(at)
-        known = {**trajectory.settings, "seed": trajectory.seed}
-        settings = settings_from({**known, **changes})
-        if settings.mode == "reference":
-            raise TrajectoryError(
-                "a run in the reference mode has one random stream and cannot be taken up half-way; run it again whole"
-            )
-        if max((token for token in ids if token is not None), default=0) >= self.backbone.config.vocab_size:
+        settings = resumed_settings(trajectory, changes)
+        if not all(0 <= token < self.backbone.config.vocab_size for token in ids if token is not None):
             raise TrajectoryError(
                 f"the trajectory was made by {trajectory.model} and holds ids beyond this model's vocabulary of "
                 f"{self.backbone.config.vocab_size}; load that model with `--model {trajectory.model}`"
             )
-        if any(step.resized for step in trajectory.steps):
-            raise TrajectoryError("a run whose canvas was resized cannot be taken up half-way; run it again whole")
         committed_at: list[int | None] = [None] * len(ids)
         for number, step in enumerate(trajectory.steps[:at]):
             for commit in step.commits:
@@ -177,15 +185,13 @@ class Model:
             steps=trajectory.steps[:at],
             settings={key: value for key, value in _as_given(settings).items() if key != "seed"},
             seed=settings.seed,
-            num_forwards=at,
+            num_forwards=num_forwards(trajectory, trajectory.steps[:at]),
+            pieces=dict(trajectory.pieces),
             finish_reason=None,
-        )
-        canvas = Canvas.from_rows(
-            [ids], mask_id=self.backbone.config.mask_id, align=self._align, committed_at=[committed_at]
         )
         return Run(
             self.denoiser(),
-            canvas,
+            self.canvas([ids], committed_at=[committed_at]),
             settings,
             tokenizer=self.tokenizer,
             model=self.name,
@@ -207,16 +213,12 @@ class Model:
         """Ids that end an answer: what config and tokenizer say, and the vocabulary's end-of-turn tokens."""
         named = [self.tokenizer.token_to_id(token) for token in _END_TOKENS]
         known = [*self.backbone.config.end_ids, self.tokenizer.eos_id, *named]
-        return sorted({token for token in known if token is not None})
+        return sorted({token for token in known if token is not None and token < self.backbone.config.vocab_size})
 
     @property
     def undefined_ids(self) -> list[int]:
         """Ids that the network scores and the tokenizer does not know."""
         return self.tokenizer.undefined_ids(self.backbone.config.vocab_size)
-
-    @property
-    def _align(self) -> int:
-        return self.backbone.config.block_length or 1
 
 
 def settings_from(given: dict[str, Any]) -> DecodeSettings:
@@ -226,6 +228,39 @@ def settings_from(given: dict[str, Any]) -> DecodeSettings:
         if name not in known:
             raise SettingsError(f"{name!r} is not a decoding setting; {did_you_mean(name, known)}")
     return DecodeSettings(**given)
+
+
+def resumed_settings(trajectory: Trajectory, changes: dict[str, Any]) -> DecodeSettings:
+    """A recorded run's settings with `changes`. Raises TrajectoryError for a run that cannot be taken up half-way."""
+    if "max_new_tokens" in changes:
+        raise SettingsError(
+            f"--max-new-tokens {changes['max_new_tokens']} has no effect on a recorded run, whose canvas is laid out "
+            "already; leave it out, or run the prompt again"
+        )
+    try:
+        settings = settings_from({**trajectory.settings, "seed": trajectory.seed, **changes})
+    except TypeError as error:
+        raise TrajectoryError(f"the settings in the trajectory are damaged ({error}); run the prompt again") from None
+    if settings.mode == "reference":
+        raise TrajectoryError(
+            "a run in the reference mode has one random stream and cannot be taken up half-way; run it again whole"
+        )
+    if any(step.resized for step in trajectory.steps):
+        raise TrajectoryError("a run whose canvas was resized cannot be taken up half-way; run it again whole")
+    return settings
+
+
+def num_forwards(trajectory: Trajectory, steps: Sequence[Step]) -> int:
+    """How often the network was asked in some steps of a recorded run: once in each, but in the exact mode not in one
+    that commits nothing (`origin` has such steps)."""
+    asks_always = trajectory.settings.get("mode") == "reference"
+    return sum(asks_always or bool(step.commits) for step in steps)
+
+
+def require_text(prompt: str) -> None:
+    """Raise TextError for a prompt with nothing in it."""
+    if not prompt.strip():
+        raise TextError('the prompt is empty; give some text, as in `unmask generate "Write hello world."`')
 
 
 def _as_given(settings: DecodeSettings) -> dict[str, Any]:

@@ -97,15 +97,15 @@ class _Settings:
     modules_to_save: Sequence[str]
     layers_to_transform: Sequence[int]
     ensure_weight_tying: bool
-    follows: Mapping[str, str] = field(default_factory=dict)  # a tied head is adapted as its embedding is
+    follows: Mapping[str, str] = field(default_factory=dict)  # a tied head has its embedding's matrices
 
     def is_saved(self, module: str) -> bool:
         """True for a module that was trained whole, by itself or within another; PEFT compares bare endings here."""
         return any(re.search(rf"{re.escape(name)}(\.|$)", module) for name in self.modules_to_save)
 
     def is_target(self, module: str) -> bool:
-        """True for a module that has a pair A, B."""
-        if self.is_saved(module) or _is_among(module, self.exclude_modules):
+        """True for a module that has a pair A, B, unless it is saved whole."""
+        if _is_among(module, self.exclude_modules):
             return False
         if isinstance(self.target_modules, str) or module in self.target_modules or not self.layers_to_transform:
             return _is_among(module, self.target_modules)
@@ -276,8 +276,7 @@ def _read_change(file: SafetensorsFile, name: str, parameter: nn.Parameter, sett
         return _Change(replacement=replacement)
     A, B = (_read(file, stored, like=parameter, dtype=torch.float32) for stored in (one, two))
     left, right = (A.T, B.T) if _is_embedding(name) else (B, A)
-    scale = settings.scale_of(settings.follows.get(_module(name), _module(name)))
-    return _Change(replacement=replacement, left=left, right=right, scale=scale)
+    return _Change(replacement=replacement, left=left, right=right, scale=settings.scale_of(_module(name)))
 
 
 def _read(file: SafetensorsFile, name: str, *, like: Tensor, dtype: torch.dtype) -> Tensor:

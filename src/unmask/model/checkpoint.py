@@ -8,6 +8,7 @@ Parameters carry `transformers`' Qwen2 names (`model.layers.0.self_attn.q_proj.w
 """
 
 import json
+import math
 import mmap
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -101,31 +103,46 @@ def fill(
 def save_folder(backbone: Backbone, folder: Path, *, shard_bytes: int = _SHARD_BYTES) -> None:
     """Write config.json and sharded safetensors that `transformers` and `load_folder` read.
 
-    The files are written into a folder beside `folder` and then moved into it, config last, so that a crash leaves no
-    folder that looks complete and is not.
+    The files are written into a folder beside `folder` and then moved into it, config last, so that neither a crash nor
+    a full disk leaves a folder that looks complete and is not.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        shards = list(_shards(_plain_parameters(backbone), backbone.config.family, shard_bytes))
-        index: dict[str, str] = {}
-        for number, shard in enumerate(shards, 1):
-            file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            save_file({name: tensor.contiguous() for name, tensor in shard.items()}, temporary / file, {"format": "pt"})
-            index |= dict.fromkeys(shard, file)
-        if len(shards) > 1:
-            total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-            _write_json(
-                temporary / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index}
-            )
-        dtype = str(backbone.dtype).removeprefix("torch.")
-        _write_json(temporary / "config.json", {**backbone.config.to_hf(), "torch_dtype": dtype})
-        for stale in [*folder.glob("model*.safetensors"), *folder.glob("model.safetensors.index.json")]:
-            stale.unlink()
-        for file_path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
-            file_path.replace(folder / file_path.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            _write_files(backbone, temporary, shard_bytes=shard_bytes)
+            folder.mkdir(exist_ok=True)
+            for stale in ("config.json", "model.safetensors.index.json", "model*.safetensors"):
+                for path in folder.glob(stale):
+                    path.unlink()
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} could not be written ({error}); free some space there or name another folder"
+        ) from error
+
+
+def _write_files(backbone: Backbone, folder: Path, *, shard_bytes: int) -> None:
+    """One shard in memory at a time; a shard gets its name when their number is known."""
+    held: list[list[str]] = []
+    total = 0
+    for shard in _shards(_plain_parameters(backbone), backbone.config.family, shard_bytes):
+        unnamed = folder / f"shard-{len(held)}"
+        save_file({name: tensor.contiguous() for name, tensor in shard.items()}, unnamed, {"format": "pt"})
+        held.append(list(shard))
+        total += sum(tensor.nbytes for tensor in shard.values())
+    index: dict[str, str] = {}
+    for number, names in enumerate(held):
+        file = "model.safetensors" if len(held) == 1 else f"model-{number + 1:05d}-of-{len(held):05d}.safetensors"
+        (folder / f"shard-{number}").rename(folder / file)
+        index |= dict.fromkeys(names, file)
+    if len(held) > 1:
+        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
+    dtype = str(backbone.dtype).removeprefix("torch.")
+    _write_json(folder / "config.json", {**backbone.config.to_hf(), "torch_dtype": dtype})
 
 
 def hf_name(name: str) -> str:
@@ -174,15 +191,10 @@ class SafetensorsFile:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 0 < length <= size - 8:
                 raise _truncated(path, f"its {size} bytes do not hold a safetensors header")
-            try:
-                header = json.loads(file.read(length))
-            except ValueError:
-                raise CheckpointError(f"{path} has a damaged safetensors header; download the file again") from None
+            self.header = _tensor_table(path, file.read(length))
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        header.pop("__metadata__", None)
-        self.header: dict[str, dict[str, Any]] = header
         self._data = 8 + length
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        end = max((entry["data_offsets"][1] for entry in self.header.values()), default=0)
         if self._data + end > size:
             raise _truncated(path, f"its header promises {self._data + end} bytes and it has {size}")
 
@@ -204,6 +216,21 @@ class SafetensorsFile:
         if hasattr(self._map, "madvise"):
             first = start - start % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, first, stop - first)
+
+
+def _tensor_table(path: Path, header: bytes) -> dict[str, dict[str, Any]]:
+    """Each tensor's dtype, shape and place, with sizes that agree with each other."""
+    try:
+        table: dict[str, dict[str, Any]] = json.loads(header)
+        table.pop("__metadata__", None)
+        for entry in table.values():
+            (start, stop), dtype = entry["data_offsets"], _DTYPES.get(entry["dtype"])
+            size = stop - start if dtype is None else math.prod(entry["shape"]) * dtype.itemsize
+            if min(start, *entry["shape"], 0) < 0 or not 0 <= size == stop - start:
+                raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise CheckpointError(f"{path} has a damaged safetensors header; download the file again") from None
+    return table
 
 
 _LLADA_NAMES = {
@@ -251,12 +278,14 @@ def hf_to_llada_name(name: str) -> str:
 def _shard_paths(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        table = read_json(index).get("weight_map")
+        if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+            raise CheckpointError(f"{index} does not say which file holds which tensor; download it again")
+        names = sorted(set(table.values()))
         absent = [name for name in names if not (folder / name).is_file()]
-        if absent or not names:
+        if absent:
             raise CheckpointError(
-                f"{folder} is incomplete: its index names {_some(absent) if absent else 'no files'} which "
-                "is not there; download the rest"
+                f"{folder} is incomplete: its index names {_some(absent)}, not in the folder; download the rest"
             )
         return [folder / name for name in names]
     single = folder / "model.safetensors"

@@ -110,9 +110,15 @@ class ModelConfig:
         override: "Override | None" = None,
     ) -> "ModelConfig":
         """Read a Hugging Face `config.json` (and `generation_config.json`, for its end ids)."""
+        try:
+            return cls._from_hf(config, generation or {}, override or Override())
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise CheckpointError(f"the config holds a value of the wrong kind ({error}); download it again") from error
+
+    @classmethod
+    def _from_hf(cls, config: Mapping[str, Any], generation: Mapping[str, Any], override: "Override") -> "ModelConfig":
         family = _family(config)
         shape = _llada_shape(config) if family == "llada" else _hf_shape(config, family)
-        override = override or Override()
         attention = _attention(config, family, override)
         mask_id = override.mask_id
         if mask_id is None:
@@ -120,7 +126,7 @@ class ModelConfig:
         shift = override.shift_logits
         if shift is None:
             shift = bool(_own(config).get("shift_logits", family != "llada"))
-        ends = _ids(config.get("eos_token_id")) + _ids((generation or {}).get("eos_token_id"))
+        ends = _ids(config.get("eos_token_id")) + _ids(generation.get("eos_token_id"))
         return cls(
             family=family,
             **shape,
@@ -281,10 +287,10 @@ def _rope_scaling(scaling: Mapping[str, Any]) -> RopeScaling | None:
     if kind != "llama3":
         raise CheckpointError(f"the config scales rotary positions by {kind!r}; only 'llama3' scaling is read here")
     return RopeScaling(
-        factor=float(scaling["factor"]),
-        low_freq_factor=float(scaling["low_freq_factor"]),
-        high_freq_factor=float(scaling["high_freq_factor"]),
-        original_max_positions=int(scaling["original_max_position_embeddings"]),
+        factor=float(_need(scaling, "factor")),
+        low_freq_factor=float(_need(scaling, "low_freq_factor")),
+        high_freq_factor=float(_need(scaling, "high_freq_factor")),
+        original_max_positions=int(_need(scaling, "original_max_position_embeddings")),
     )
 
 

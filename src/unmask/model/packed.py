@@ -49,8 +49,9 @@ def can_pack(backbone: Backbone) -> bool:
 
 def pack(backbone: Backbone) -> Backbone:
     """Replace every linear layer by its packed form, one at a time, so that no second copy of the network exists."""
-    for module in list(backbone.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child))
+    names = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        owner = backbone.get_submodule(parent)
+        setattr(owner, last, PackedLinear(getattr(owner, last)))
     return backbone

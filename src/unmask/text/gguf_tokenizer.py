@@ -5,18 +5,12 @@ name of the way text is cut into words. llama.cpp's converter picks that name by
 tokenise alike share one: Dream and DiffuCoder are written as "qwen2", LLaDA-8B (which has Ling's vocabulary) as
 "bailingmoe". The patterns are those of llama.cpp's `llama-vocab.cpp`; where it leaves out Unicode composition that the
 model was trained with (Qwen2), it is put back. SentencePiece vocabularies ("llama") are refused.
-
-`read_gguf_metadata` reads the key-value section of a file straight from a memory map: 0.1 s for 150,000 tokens and
-as many merges, which `gguf.GGUFReader` takes seconds to index.
 """
 
-import mmap
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.errors import CheckpointError, TextError, did_you_mean
+from unmask.errors import TextError, did_you_mean
 from unmask.text.tokenizer import (
     GPT2,
     LLAMA3,
@@ -167,74 +161,3 @@ def _merge(written: str) -> tuple[str, str]:
 
 
 # The key-value section of a GGUF file: magic, version, counts, then key, type and value, all little-endian.
-
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-_HEADER = struct.Struct("<4sIQQ")
-
-
-def read_gguf_metadata(path: str | Path) -> dict[str, Any]:
-    """Every key of a GGUF file's metadata with its value as plain Python; tensors are not looked at."""
-    with Path(path).open("rb") as file:
-        try:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _read_metadata(data)
-        except (struct.error, ValueError, KeyError) as error:  # ValueError: empty file, broken UTF-8, a bad header
-            raise CheckpointError(
-                f"{path} is no readable GGUF file ({error}); it may be half downloaded: fetch it again"
-            ) from error
-
-
-def _read_metadata(data: mmap.mmap) -> dict[str, Any]:
-    magic, version, _, num_keys = _HEADER.unpack_from(data, 0)
-    if magic != b"GGUF" or version not in (2, 3):
-        raise ValueError(f"it begins with {magic!r}, version {version}; wanted b'GGUF', version 2 or 3")
-    reader = _Cursor(data, _HEADER.size)
-    return {reader.string(): reader.value(reader.scalar("I")) for _ in range(num_keys)}
-
-
-class _Cursor:
-    """A position in the file that moves on with every value read."""
-
-    def __init__(self, data: mmap.mmap, position: int) -> None:
-        self.data = data
-        self.position = position
-
-    def value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self.string()
-        if kind == _ARRAY:
-            return self.array()
-        return self.scalar(_SCALARS[kind])
-
-    def scalar(self, code: str) -> Any:
-        (value,) = struct.unpack_from(f"<{code}", self.data, self.position)
-        self.position += struct.calcsize(f"<{code}")
-        return value
-
-    def string(self) -> str:
-        return self.strings(1)[0]
-
-    def array(self) -> list[Any]:
-        kind, count = self.scalar("I"), self.scalar("Q")
-        if kind == _STRING:
-            return self.strings(count)
-        if kind == _ARRAY:
-            return [self.array() for _ in range(count)]
-        layout = struct.Struct(f"<{count}{_SCALARS[kind]}")
-        values = layout.unpack_from(self.data, self.position)
-        self.position += layout.size
-        return list(values)
-
-    def strings(self, count: int) -> list[str]:
-        """The loop that runs 300,000 times: everything it touches is local."""
-        length_at, data, position = struct.Struct("<Q").unpack_from, self.data, self.position
-        found = []
-        for _ in range(count):
-            start = position + 8
-            position = start + length_at(data, position)[0]
-            found.append(data[start:position].decode())
-        if position > len(data):
-            raise ValueError("it ends in the middle of its metadata")
-        self.position = position
-        return found

@@ -20,8 +20,8 @@ class SpeedCard:
     ...     settled_tokens=120, num_forwards=40, positions_computed=9600, wasted_tokens=30, seconds=4.0, rows=1
     ... )
     >>> print(card.format())
-    30.0 settled tokens/s: 120 tokens in 4.0 s, 25% wasted after the end
-    40 forwards, 3.0 tokens per forward, 9,600 positions computed
+    22.5 settled tokens/s: 90 tokens in 4.0 s, 25% wasted after the end
+    40 forwards, 2.2 tokens per forward, 9,600 positions computed
     """
 
     settled_tokens: int
@@ -32,13 +32,18 @@ class SpeedCard:
     rows: int
 
     @property
+    def answer_tokens(self) -> int:
+        """Settled tokens that are part of an answer; both rates count these alone."""
+        return self.settled_tokens - self.wasted_tokens
+
+    @property
     def settled_tokens_per_second(self) -> float:
-        return _ratio(self.settled_tokens, self.seconds)
+        return _ratio(self.answer_tokens, self.seconds)
 
     @property
     def tokens_per_forward(self) -> float:
-        """Tokens settled per network call, over all rows of the batch."""
-        return _ratio(self.settled_tokens, self.num_forwards)
+        """Answer tokens per network call, over all rows of the batch."""
+        return _ratio(self.answer_tokens, self.num_forwards)
 
     @property
     def wasted_share(self) -> float:
@@ -49,7 +54,7 @@ class SpeedCard:
         """Two short lines; the second says what the first one cost."""
         rate, took = f"{self.settled_tokens_per_second:.1f}", f"{self.seconds:.1f} s"
         return (
-            f"{rate} settled tokens/s: {_counted(self.settled_tokens, 'token')} in {took}, {self._wasted()}\n"
+            f"{rate} settled tokens/s: {_counted(self.answer_tokens, 'token')} in {took}, {self._wasted()}\n"
             f"{_counted(self.num_forwards, 'forward')}, {self._per_forward()}, "
             f"{_counted(self.positions_computed, 'position')} computed"
         )

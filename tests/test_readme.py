@@ -1,0 +1,40 @@
+"""The README holds: its length, its commands, its Python."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+from checkpoints import causal_folder
+
+import unmask
+from unmask.cli.main import app
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("    unmask ")]
+
+
+def test_readme_has_at_most_150_lines():
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_of_the_readme_exists_with_its_options(line):
+    verb, *words = shlex.split(line)[1:]
+    command = typer.main.get_command(app).commands[verb]
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    assert {word for word in words if word.startswith("-") and word != "-"} <= known
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    code = re.search(r"```python\n(import unmask.*?)```", README, re.DOTALL)[1]
+    model = unmask.load(str(causal_folder(tmp_path, fim=True)))
+    monkeypatch.setattr(unmask, "load", lambda name: model, raising=False)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_every_file_that_the_readme_links_to_is_there():
+    root = Path(__file__).parent.parent
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (root / target).is_file(), target
