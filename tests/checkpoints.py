@@ -4,10 +4,13 @@ The network scores more ids than the tokenizer knows, as the field's checkpoints
 be sampled by mistake. `scripted` keeps the tokenizer and the conventions and replaces what the network says.
 """
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFWriter
 from torch import Tensor
 
 from doubles import RowDenoiser, Scores, tiny_backbone, tiny_config
@@ -47,6 +50,65 @@ def write_checkpoint(folder: Path, kind: str = "full", **changes: Any) -> Path:
     save_folder(model.backbone, folder)
     model.tokenizer.save(folder)
     return folder
+
+
+def write_gguf(path: Path, kind: str = "full", **changes: Any) -> Path:
+    """`tiny_model` as a GGUF file in float32: the same ids, and one more for a pair of newlines, which is a merge."""
+    model = tiny_model(kind, **changes)
+    config = model.backbone.config
+    with tempfile.TemporaryDirectory() as folder:
+        model.tokenizer.save(folder)
+        ids = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    tokens = sorted(ids, key=ids.__getitem__)
+    newline = tokens[ord("\n")]
+    unused = [f"[PAD{number}]" for number in range(len(tokens) + 1, config.vocab_size)]
+    types = [1] * 256 + [3] * (len(tokens) - 256) + [1] + [5] * len(unused)  # normal, control, normal, unused
+    writer = GGUFWriter(path, config.family)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*tokens, newline * 2, *unused])
+    writer.add_token_types(types)
+    writer.add_token_merges([f"{newline} {newline}"])
+    writer.add_eos_token_id(END_ID)
+    if config.attention == "full":
+        writer.add_mask_token_id(MASK_ID)
+    if model.tokenizer.chat_template is not None:
+        writer.add_chat_template(model.tokenizer.chat_template)
+    for name, parameter in model.backbone.named_parameters():
+        writer.add_tensor(_gguf_name(name), parameter.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _gguf_name(name: str) -> str:
+    whole = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
+    parts = {
+        "input_layernorm": "attn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
+    stem, _, kind = name.rpartition(".")
+    if stem in whole:
+        return f"{whole[stem]}.{kind}"
+    _, layer, part = stem.split(".", 2)
+    return f"blk.{layer}.{parts[part]}.{kind}"
 
 
 def scripted(model: Model, scores: Scores) -> Model:

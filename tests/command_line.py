@@ -62,7 +62,7 @@ def start(*arguments: object, before: str = "") -> subprocess.Popen[bytes]:
         "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a test run may ignore it
         f"{before}\nfrom unmask.cli.main import main\nsys.argv[0] = 'unmask'\nmain()\n"
     )
-    command = [sys.executable, "-W", "error", "-c", code, *(str(argument) for argument in arguments)]
+    command = [sys.executable, "-c", code, *(str(argument) for argument in arguments)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from checkpoints import causal_folder
 
 import unmask
+from checkpoints import causal_folder
 from unmask.cli.main import app
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

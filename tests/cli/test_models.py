@@ -150,7 +150,7 @@ def test_pull_on_a_terminal_draws_a_bar(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
-    with cli._progress() as report:
+    with cli.progress() as report:
         report(Progress(label="piece (1 of 2)", done=500_000, total=1_000_000))
     assert "piece (1 of 2)" in terminal.getvalue()
     assert "0.5/1.0 MB" in terminal.getvalue()

@@ -4,9 +4,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+
 from doubles import FormulaDenoiser, tiny_config
 from reference_sampler import commits_per_step, diffusion_generate
-
 from unmask.decode.canvas import Canvas
 from unmask.decode.loop import denoise
 from unmask.decode.settings import DecodeSettings

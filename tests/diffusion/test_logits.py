@@ -206,11 +206,20 @@ def test_draws_follow_the_distribution():
 
 
 def test_every_token_of_a_large_vocabulary_can_be_drawn():
-    """A float32 sum would stall before the end: 150,000 equal terms of 1/150,000."""
     vocabulary = 150_000
     logp_MV = torch.full((3, vocabulary), 1 / vocabulary).log()
     tokens = torch.tensor([0, vocabulary // 2, vocabulary - 1])
     assert draw(logp_MV, (tokens + 0.5) / vocabulary).tolist() == tokens.tolist()
+
+
+def test_rare_tokens_behind_a_likely_one_are_told_apart():
+    """Near 1 a float32 sum moves in steps of 6e-8, and would pass over tokens of probability 1e-8."""
+    rare = 50
+    logp_V = torch.tensor([1.0, *[1e-8] * rare]).log()
+    weights = logp_V.exp().double()
+    before = weights.cumsum(-1) - weights
+    uniform_M = (before + weights / 2) / weights.sum()
+    assert draw(logp_V.expand(rare + 1, -1), uniform_M).tolist() == list(range(rare + 1))
 
 
 def test_a_draw_depends_on_its_own_number_alone():

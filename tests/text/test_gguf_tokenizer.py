@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bpe_checkpoint import CHATML, CORPUS, SPECIAL, TRICKY, Bpe, train_bpe, write_vocab_layout
 from gguf import GGUFReader, GGUFWriter
 
+from bpe_checkpoint import CHATML, CORPUS, SPECIAL, TRICKY, Bpe, train_bpe, write_vocab_layout
 from unmask.errors import TextError
 from unmask.model.gguf import GGUFFile
 from unmask.text.chat import Message, encode_chat

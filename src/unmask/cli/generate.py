@@ -39,7 +39,7 @@ def generate(
 ) -> None:
     """Write an answer to a prompt, and watch the draft settle.
 
-    Example: unmask generate "Write a function that reverses a string." --temperature 0.2
+    Example: unmask generate "Write hello world." --temperature 0.2
     """
     from unmask.cli import output
     from unmask.decode.session import resumed_settings, settings_from

@@ -19,13 +19,15 @@ EXAMPLES = """Masked diffusion language models that write code.
 
 Examples:
 
-  unmask generate "Write a function that reverses a string." --trajectory run.jsonl
+  unmask generate "Write a function that reverses a string."
+
+  unmask generate "Write hello world." --trajectory run.jsonl
 
   unmask replay run.jsonl
 
   unmask infill program.py --lines 10-14
 
-  unmask chat --model diffucoder-7b-instruct
+  unmask chat --temperature 0.3
 
   unmask models list
 """
@@ -61,7 +63,7 @@ def common(
 def main() -> None:
     """Entry point: our errors become one line on stderr and exit code 2."""
     try:
-        app()
+        app(prog_name="unmask")
     except UnmaskError as error:
         _fail(str(error))
     except KeyboardInterrupt:

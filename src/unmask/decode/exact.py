@@ -175,10 +175,7 @@ class ExactRule:
         bounds = [(low, min(low + length, end)) for low in range(at, end, length)]
         sized = [(low, high, int(free_L[low:high].sum())) for low, high in bounds]
         sized = [block for block in sized if block[2]]
-        total = sum(size for _, _, size in sized)
-        steps = self.settings.steps if self.settings.steps is not None else total
-        if self.settings.policy != "origin":
-            steps = min(steps, total)
+        steps = sum(size for _, _, size in sized) if self.settings.steps is None else self.settings.steps
         if steps < len(sized):
             raise SettingsError(self._too_few_steps(len(sized), length))
         shares = split_steps([size for _, _, size in sized], steps)

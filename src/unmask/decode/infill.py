@@ -172,7 +172,8 @@ class Filler(ABC):
         self.seconds_probing = 0.0
         self.runs: list[Run] = []
         # A control token would vanish from the text, and the hole come out shorter than it was asked for.
-        self._control_ids = sorted({*model.tokenizer.special_ids, *model.end_ids})
+        scored = range(model.backbone.config.vocab_size)
+        self._control_ids = sorted(id_ for id_ in {*model.tokenizer.special_ids, *model.end_ids} if id_ in scored)
 
     @abstractmethod
     def __iter__(self) -> Iterator[StepEvent]:

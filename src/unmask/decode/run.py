@@ -71,8 +71,8 @@ class Run:
         self._end_ids = frozenset(end_ids)
         self._finished = [False] * canvas.num_rows
         self._is_left = False
-        self._confidence: list[dict[int, float]] = [{} for _ in range(canvas.num_rows)]
         self.trajectories = list(history) if history is not None else self._fresh_trajectories(model, samples)
+        self._confidence = [dict(list(trajectory.frames())[-1].confidence) for trajectory in self.trajectories]
         self._events = denoise(
             denoiser,
             canvas,
