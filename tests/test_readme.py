@@ -8,7 +8,7 @@ import pytest
 import typer.main
 
 import unmask
-from checkpoints import causal_folder
+from checkpoints import write_checkpoint
 from unmask.cli.main import app
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def test_every_command_of_the_readme_exists_with_its_options(line):
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     code = re.search(r"```python\n(import unmask.*?)```", README, re.DOTALL)[1]
-    model = unmask.load(str(causal_folder(tmp_path, fim=True)))
+    model = unmask.load(str(write_checkpoint(tmp_path, "causal")))
     monkeypatch.setattr(unmask, "load", lambda name: model, raising=False)
     exec(compile(code, "README.md", "exec"), {})
 

@@ -17,7 +17,6 @@ import torch
 from checkpoints import CHATML, END_ID, VOCAB_SIZE, scripted, spell, tiny_model, write_checkpoint, write_gguf
 from command_line import Outcome, refusal, start, unmask
 from unmask import trajectory as trajectories
-from unmask.cli import output
 from unmask.decode import session
 from unmask.decode.run import Run
 from unmask.decode.session import Model, load
@@ -428,7 +427,7 @@ def test_a_folder_that_cannot_be_written_is_refused_even_where_the_file_exists(m
     def shut(**_: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(output.tempfile, "TemporaryFile", shut)
+    monkeypatch.setattr("tempfile.TemporaryFile", shut)
     Path("run.jsonl").write_text("older")
     for name in ("run.jsonl", "new.jsonl"):
         assert refusal("generate", PROMPT, "--trajectory", name) == (

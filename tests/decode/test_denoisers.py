@@ -252,7 +252,7 @@ def test_block_decoding_computes_less_than_the_whole_canvas():
 def test_a_second_canvas_does_not_see_the_first(config):
     backbone = backbone_of(config)
     reused = CachedDenoiser(backbone)
-    for rows in (ROWS, [[9, 9, *[None] * 7], [3, *[None] * 20]], ROWS[::-1]):
+    for rows in ([ROWS[1]], [[9, 9, *[None] * 7]], [[3, *[None] * 20]], ROWS[:2]):
         expected, _ = run(FullDenoiser(backbone), rows, DecodeSettings())
         assert torch.equal(run(reused, rows, DecodeSettings())[0].ids_BL, expected.ids_BL)
 

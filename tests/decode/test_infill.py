@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from checkpoints import END_ID, FIM_PREFIX_ID, FIM_SUFFIX_ID, MASK_ID, scripted, spell, tiny_model
+from checkpoints import END_ID, FIM_PREFIX_ID, FIM_SUFFIX_ID, MASK_ID, VOCAB_SIZE, scripted, spell, tiny_model
 from unmask.decode.infill import Filler, Hole, Infilling, Segment, cut_lines, infill, parse_markers, start_infill
 from unmask.decode.session import Model
 from unmask.decode.settings import DecodeSettings
@@ -309,7 +309,8 @@ def slow_lengths(model: Model, segments: Sequence[Segment], tried: Sequence[list
 
 def lengths_of(result: Infilling) -> list[int]:
     """How many masks each hole had, read from the record."""
-    lengths, was_open = [], False
+    lengths: list[int] = []
+    was_open = False
     for token in result.trajectories[0].initial_ids:
         if token is None:
             lengths[-1:] = [lengths[-1] + 1] if was_open else [*lengths[-1:], 1]
@@ -337,6 +338,23 @@ def test_growth_adds_blocks_as_long_as_the_score_rises() -> None:
         assert found == slow_lengths(model, segments, [[8, 16, 24, 28], [2]])
         chosen.add(found[0])
     assert len(chosen) > 1
+
+
+def test_among_equal_lengths_the_shortest_wins(full: Model) -> None:
+    indifferent = scripted(full, lambda row, position: torch.zeros(VOCAB_SIZE))
+    assert lengths_of(infill(indifferent, ["a", within(2, 5), "b", Hole(most=30), "c"])) == [2, 8]
+
+
+def test_the_mask_itself_is_no_answer_that_could_make_a_length_likely() -> None:
+    mask = ord("~")
+
+    def scores(row: list[int], position: int) -> torch.Tensor:
+        out = torch.zeros(VOCAB_SIZE)
+        out[mask if row.count(mask) > 2 else ord("x")] = 10.0
+        return out
+
+    model = scripted(tiny_model("full", mask_id=mask), scores)
+    assert infill(model, ["a", within(1, 5), "b"]).text == "axb"
 
 
 def test_a_wide_range_tries_eight_lengths_and_counts_their_cost(full: Model) -> None:
@@ -474,6 +492,11 @@ def test_a_range_stops_where_the_model_does_and_at_its_most(causal: Model) -> No
     assert infill(says(causal, "abcde"), ["", Hole(most=3), ""]).holes == ("abc",)
 
 
+def test_an_end_that_is_written_as_plain_text_ends_a_hole_and_is_not_in_it() -> None:
+    model = says(tiny_model("causal", end_ids=(ord("!"),)), "ab!cd")
+    assert infill(model, ["<", within(1, 9), ">", GROWS, ""]).holes == ("ab", "ab")
+
+
 def test_only_a_growing_hole_may_stay_empty(causal: Model) -> None:
     assert infill(says(causal, ""), ["a", GROWS, "b"]).text == "ab"
     result = infill(says(causal, ""), ["a", within(1, 4), "b"])
@@ -523,7 +546,7 @@ def test_a_filler_that_never_began_gives_the_given_text(full: Model, causal: Mod
 
 def test_numbers_that_are_not_numbers_leave_the_record_so_far(full: Model) -> None:
     def scores(row: list[int], position: int) -> torch.Tensor:
-        return torch.full((280,), float("nan") if row.count(MASK_ID) <= 2 else 0.0)
+        return torch.full((VOCAB_SIZE,), float("nan") if row.count(MASK_ID) <= 2 else 0.0)
 
     filler = start_infill(scripted(full, scores), ["a", fixed(4), "b"], DecodeSettings())
     with pytest.raises(NumericsError, match=r"not numbers \(NaN\) in step 3"):

@@ -227,7 +227,8 @@ def test_an_unknown_setting_is_refused_with_the_nearest(models: dict[str, Model]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_answers_come_prompt_by_prompt_each_as_if_alone(models: dict[str, Model], kind: str) -> None:
-    model, how = models[kind], {"max_new_tokens": 12, "temperature": 1.0, "seed": 5}
+    model = models[kind]
+    how: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "seed": 5}
     many = model.generate_many(["ab", "a longer prompt"], n=3, **how)
     assert [result.sample for result in many] == [0, 1, 2, 0, 1, 2]
     assert len({tuple(tokens_of(result)) for result in many}) == 6
