@@ -94,10 +94,11 @@ def test_stdout_carries_the_answer_alone_and_stderr_the_card(folders: dict[str, 
     outcome = generate(folders[kind])
     expected = load(str(folders[kind]), dtype="float32").generate(PROMPT, max_new_tokens=8)
     assert outcome.text == expected.text + "\n"
-    first, second = outcome.err.splitlines()
+    first, second, third = outcome.err.splitlines()
     assert re.fullmatch(r"[\d.,]+ settled tokens/s: \d+ tokens? in [\d.]+ s, .*", first)
     assert second.startswith(f"{expected.num_forwards} forwards, ")
     assert f" {expected.positions_computed} positions computed" in second
+    assert third == "the room of 8 tokens was used up; --max-new-tokens gives more"
 
 
 def test_quiet_says_nothing_beside_the_answer(full: Path) -> None:
@@ -570,4 +571,5 @@ def test_an_answer_of_no_tokens_is_an_empty_line(monkeypatch: pytest.MonkeyPatch
     answers_with(monkeypatch, scripted(tiny_model("full"), spell([END_ID], start=len(PROMPT))))
     outcome = unmask("generate", PROMPT, "--policy", "left_to_right")
     assert outcome.out == b"\n"
+    assert "used up" not in outcome.err
     assert "0.0 settled tokens/s: 0 tokens" in outcome.err

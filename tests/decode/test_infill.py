@@ -350,7 +350,8 @@ def test_the_mask_itself_is_no_answer_that_could_make_a_length_likely() -> None:
 
     def scores(row: list[int], position: int) -> torch.Tensor:
         out = torch.zeros(VOCAB_SIZE)
-        out[mask if row.count(mask) > 2 else ord("x")] = 10.0
+        out[ord("x")] = 0.0 if row.count(mask) > 2 else 10.0
+        out[mask] = 20.0 - out[ord("x")]
         return out
 
     model = scripted(tiny_model("full", mask_id=mask), scores)

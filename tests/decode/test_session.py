@@ -113,6 +113,7 @@ def test_the_precision_is_bfloat16_where_the_processor_has_it(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    monkeypatch.setattr("unmask.decode.session.can_pack", lambda _: False)  # which the machine might not be able to
     assert load(str(write_checkpoint(tmp_path))).backbone.embed_tokens.weight.dtype is dtype
 
 
@@ -446,13 +447,14 @@ def test_a_resumed_run_with_a_cache_ends_as_the_unbroken_one(models: dict[str, M
 
 def test_another_temperature_changes_what_comes_after_and_nothing_before(models: dict[str, Model]) -> None:
     whole = models["full"].generate(PROMPT, max_new_tokens=14)
-    before = json.dumps(whole.to_json())
+    before, pieces = json.dumps(whole.to_json()), dict(whole.trajectory.pieces)
     again = models["full"].resume(whole.trajectory, at=5, temperature=3.0, seed=1).finish()[0]
     assert again.trajectory.steps[:5] == whole.trajectory.steps[:5]
     assert first_difference(again.trajectory, whole.trajectory) is not None
     assert again.settings["temperature"] == 3.0
     assert again.seed == again.trajectory.seed == 1
     assert json.dumps(whole.to_json()) == before
+    assert whole.trajectory.pieces == pieces != again.trajectory.pieces
     assert len(whole.trajectory.steps) == 14
 
 

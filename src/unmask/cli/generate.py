@@ -78,6 +78,9 @@ def generate(
         output.print_results(results, as_json=as_json)
     if not quiet:
         output.print_card(results, first_step=at or 0)
+        if resume is None and any(result.finish_reason == "length" for result in results):
+            room = run.settings.max_new_tokens
+            print(f"the room of {room} tokens was used up; --max-new-tokens gives more", file=sys.stderr)
     if not is_whole:
         if not quiet:
             print("interrupted; the answer is what had settled by then", file=sys.stderr)

@@ -133,7 +133,7 @@ class DecodeSettings:
 
 _NEAREST = {
     "top_p": "1 keeps everything",
-    "threshold": "0.9 is usual, 1 commits one position at a time",
+    "threshold": "0.9 is usual, 1 waits until the model is certain",
     "eps": "0.001 is usual",
 }
 
