@@ -19,10 +19,10 @@ from torch import Tensor
 from unmask.decode.canvas import Canvas, Positions
 from unmask.decode.denoiser import Denoiser
 from unmask.decode.exact import ExactRule
+from unmask.decode.numerics import check_numbers
 from unmask.decode.reference import ReferenceRule
 from unmask.decode.settings import DecodeSettings
 from unmask.decode.stop import answer_end, open_places_BL
-from unmask.errors import NumericsError
 from unmask.trajectory import Commit, StepEvent
 
 
@@ -71,7 +71,7 @@ def _exact_steps(
         commits: tuple[Commit, ...] = ()
         if len(places):
             proposal, is_kept_M = rule.decide(canvas, places, denoiser, step)
-            _check_numbers(proposal.confidence_M, canvas, places, step)
+            check_numbers(proposal.confidence_M, canvas, places, step)
             kept = places.where(is_kept_M)
             token_M = proposal.token_M[is_kept_M]
             canvas.commit(kept, token_M, step=step)
@@ -96,7 +96,7 @@ def _reference_steps(denoiser: Denoiser, canvas: Canvas, settings: DecodeSetting
         remasked: tuple[tuple[int, int], ...] = ()
         if len(places):
             kept, again, drawn = rule.apply(canvas, places, denoiser, step)
-            _check_numbers(drawn.confidence_M, canvas, kept, step)
+            check_numbers(drawn.confidence_M, canvas, kept, step)
             commits = _commits(canvas, kept, drawn.token_M, drawn.confidence_M, drawn.entropy_M)
             positions_M = again.columns_M - canvas.start_B[again.rows_M]
             remasked = tuple(zip(again.rows_M.tolist(), positions_M.tolist(), strict=True))
@@ -133,17 +133,6 @@ def _suppression(denoiser: Denoiser, suppressed_ids: Collection[int]) -> Tensor:
     ids = set(suppressed_ids) | ({denoiser.config.mask_id} if denoiser.config.mask_id is not None else set())
     is_suppressed_V[sorted(ids)] = True
     return is_suppressed_V.to(denoiser.device)
-
-
-def _check_numbers(confidence_M: Tensor, canvas: Canvas, places: Positions, step: int) -> None:
-    bad = confidence_M.isnan()
-    if bool(bad.any()):
-        row, column = int(places.rows_M[bad][0]), int(places.columns_M[bad][0])
-        raise NumericsError(
-            f"the network returned logits that are not numbers (NaN) in step {step + 1}, row {row}, position "
-            f"{column - int(canvas.start_B[row])}; the weights are damaged or overflow in this precision: "
-            "load the checkpoint again, or in float32 with `--dtype float32`"
-        )
 
 
 def _commits(
