@@ -136,8 +136,9 @@ def test_a_remasked_position_is_open_again_and_may_be_committed_in_the_same_step
 
 def test_record_keeps_what_one_row_did() -> None:
     run = Trajectory(initial_ids=[None, None])
-    event = StepEvent(step=1, commits=(Commit(0, 0, 7, 0.5, 0.1), Commit(1, 1, 8, 0.5, 0.1)), remasked=((1, 0),))
-    run.record(event, row=1)
+    commits = (Commit(0, 0, 7, 0.5, 0.1), Commit(1, 1, 8, 0.5, 0.1))
+    run.record(StepEvent(step=1, asked=(0, 1), commits=commits, remasked=((1, 0),)), row=1)
+    run.record(StepEvent(step=2, asked=(0,)), row=1)  # the network was called, but not for this row
     assert [c.token_id for c in run.steps[0].commits] == [8]
     assert run.steps[0].remasked == [0]
     assert run.num_forwards == 1

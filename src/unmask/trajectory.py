@@ -45,13 +45,14 @@ class Commit:
 class StepEvent:
     """What one turn of the loop did to a batch.
 
-    `active` are the rows that took part; `remasked` are (row, position) pairs that went back to masked; `finished` are
-    the rows that are done after this step; `positions_computed` counts the token positions that went through the
-    network in this step.
+    `active` are the rows that took part, `asked` those for which the network was called; `remasked` are (row, position)
+    pairs that went back to masked; `finished` are the rows that are done after this step; `positions_computed` counts
+    the token positions that went through the network in this step.
     """
 
     step: int
     active: tuple[int, ...] = ()
+    asked: tuple[int, ...] = ()
     commits: tuple[Commit, ...] = ()
     remasked: tuple[tuple[int, int], ...] = ()
     finished: tuple[int, ...] = ()
@@ -106,7 +107,7 @@ class Trajectory:
                 remasked=[position for r, position in event.remasked if r == row],
             )
         )
-        self.num_forwards += event.num_forwards
+        self.num_forwards += event.num_forwards if row in event.asked else 0
 
     def frames(self) -> Iterator[Frame]:
         """The row before the first step, then after each step.

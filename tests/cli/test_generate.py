@@ -555,7 +555,7 @@ def test_a_gguf_file_that_is_cut_short_or_of_an_unknown_kind_is_refused(tmp_path
         file.write_bytes(whole[:kept])
         assert "is cut short" in refused(file)
     file.write_bytes(whole.replace(struct.pack("<Q", 5) + b"dream", struct.pack("<Q", 5) + b"dreem"))
-    assert "has the architecture 'dreem', which is not read here; did you mean dream" in refused(file)
+    assert "has the architecture 'dreem', which is not read here; qwen2, llama, dream, llada are" in refused(file)
 
 
 def test_damaged_weights_that_are_no_numbers_are_told(damaged: Path) -> None:
@@ -573,3 +573,35 @@ def test_an_answer_of_no_tokens_is_an_empty_line(monkeypatch: pytest.MonkeyPatch
     assert outcome.out == b"\n"
     assert "used up" not in outcome.err
     assert "0.0 settled tokens/s: 0 tokens" in outcome.err
+
+
+def test_a_file_of_several_runs_wants_one_named(full: Path) -> None:
+    generate(full, "-n", 2, "--temperature", 1, "--trajectory", "two.jsonl")
+    again = ("--resume", "two.jsonl", "--at", 2, "-m", full, "--dtype", "float32")
+    assert refusal("generate", *again) == "two.jsonl holds 2 runs; say which with --row, from 0 to 1"
+    assert "--row 2 is not in two.jsonl" in refusal("generate", *again, "--row", 2)
+    second = trajectories.load("two.jsonl")[1]
+    outcome = unmask("generate", *again, "--row", 1, "--json")
+    assert json.loads(outcome.text)["sample"] == second.sample == 1
+
+
+def test_a_run_is_taken_up_with_the_model_that_made_it(full: Path) -> None:
+    generate(full, "--trajectory", "run.jsonl")
+    outcome = unmask("generate", "--resume", "run.jsonl", "--at", 3, "--dtype", "float32", "--json")
+    assert json.loads(outcome.text)["model"] == str(full)
+
+
+def test_options_without_effect_are_named(folders: dict[str, Path]) -> None:
+    err = generate(folders["causal"], "--policy", "random", "--top-p", 0.5, "-n", 2).err
+    assert "no effect here: --policy, --top-p (the model settles one position per forward, left to right)" in err
+    assert "the 2 answers will be the same: nothing is random at --temperature 0" in err
+    assert "no effect" not in generate(folders["full"], "--policy", "maskgit_plus").err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: …")])
+def test_a_full_memory_is_told_without_a_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def load(*_: object, **__: object) -> Model:
+        raise error
+
+    monkeypatch.setattr(session, "load", load)
+    assert refusal("generate", PROMPT).startswith("the memory is used up; take a smaller model")

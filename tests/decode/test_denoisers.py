@@ -260,8 +260,9 @@ def test_a_second_canvas_does_not_see_the_first(config):
 # --- logits of chosen places --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ["full", "causal", "block"])
-@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize(
+    ("attention", "shift"), [("full", True), ("full", False), ("block", True), ("block", False), ("causal", True)]
+)
 def test_logits_stand_where_the_shift_says_and_padding_is_invisible(attention, shift):
     """Hidden state i predicts token i + 1 with shifted logits, and token i without; position 0 predicts itself."""
     extra = {"attention": attention, "shift_logits": shift, "block_length": 3 if attention == "block" else None}
@@ -310,3 +311,18 @@ def test_both_denoisers_keep_the_protocol():
 def test_a_diffusion_model_without_mask_id_is_refused_with_the_flag_to_give():
     with pytest.raises(CheckpointError, match="--mask-id ID"):
         tiny_config(attention="block", block_length=3, mask_id=None)
+
+
+@pytest.mark.parametrize(("attention", "block_length"), [("causal", None), ("block", 3)])
+def test_a_prompt_prefilled_in_pieces_gives_the_same_logits(attention, block_length, monkeypatch):
+    """Rows of different lengths, pieces of 8 columns (rounded down to whole blocks)."""
+    monkeypatch.setattr("unmask.decode.denoiser.PREFILL", 8)
+    backbone = backbone_of(tiny_config(mask_id=MASK, attention=attention, block_length=block_length))
+    rows = [[*range(1, 30), None], [3, 4, None], [*range(5, 22), None]]
+    canvas = Canvas.from_rows(rows, mask_id=MASK, align=block_length or 1)
+    pieces, whole = CachedDenoiser(backbone), FullDenoiser(backbone)
+    got, expected = (torch.cat(list(d.logits(canvas, canvas.masked()))) for d in (pieces, whole))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert pieces.num_forwards > 1
+    if attention == "causal":
+        assert pieces.positions_computed == sum(len(row) - 1 for row in rows)

@@ -470,7 +470,8 @@ def test_a_fill_ends_where_it_repeats_the_line_behind_the_hole(
 def test_a_repeated_line_ends_the_run_and_counts_as_a_stop(causal: Model) -> None:
     said = "x\n    return total\n"
     result = infill(says(causal, said + "y" * 40), ["", Hole(most=64), "\n    return total\n"])
-    assert result.num_tokens == result.num_forwards == len(said)
+    assert (result.num_tokens, result.wasted_tokens) == (1, len(said) - 1)
+    assert result.num_forwards == len(said)
     assert result.finish_reason == "stop"
     assert result.trajectories[0].finish_reason == "stop"
 
@@ -621,3 +622,20 @@ def test_a_tokenizer_that_knows_more_ids_than_the_network_is_refused_where_it_ma
 
 def test_a_lone_surrogate_is_refused(full: Model) -> None:
     assert "lone surrogate" in message(TextError, full, "a\udc80", GROWS)
+
+
+def test_a_hole_at_the_very_start_of_a_shifted_model_has_something_before_it() -> None:
+    """Without it the first two positions would get the same logits, those of the first position's own state."""
+    model = tiny_model("full")
+    assert model.backbone.config.shift_logits
+    result = infill(model, [fixed(2), " = 1\n"])
+    start = result.trajectories[0].initial_ids
+    assert start[0] in {model.tokenizer.bos_id, model.backbone.config.bos_id, *model.end_ids}
+    assert start[1:3] == [None, None]
+    assert result.text.endswith(" = 1\n")
+    assert infill(model, ["a", fixed(2)]).trajectories[0].initial_ids[0] == ord("a")
+
+
+def test_a_length_that_is_none_is_refused() -> None:
+    with pytest.raises(CanvasError, match=r"'x' is not the length of a hole; give 12, 4-16, or \+"):
+        Hole.parse("x")

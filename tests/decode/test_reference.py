@@ -10,7 +10,7 @@ from reference_sampler import commits_per_step, diffusion_generate
 from unmask.decode.canvas import Canvas
 from unmask.decode.loop import denoise
 from unmask.decode.settings import DecodeSettings
-from unmask.errors import CheckpointError, NumericsError
+from unmask.errors import CheckpointError, NumericsError, SettingsError
 
 CONFIG = tiny_config(family="dream", attention="full", mask_id=60)
 PROMPTS = [[5, 9, 11], [7, 7, 3]]
@@ -102,3 +102,42 @@ def test_a_draw_of_positions_that_cannot_succeed_is_explained():
     settings = DecodeSettings(mode="reference", policy="entropy", policy_temperature=1.0, steps=1, max_new_tokens=4)
     with pytest.raises(NumericsError, match="use `--mode exact`"):
         list(denoise(FormulaDenoiser(CONFIG), canvas, settings))
+
+
+def test_left_padded_rows_follow_the_reference():
+    denoiser = FormulaDenoiser(CONFIG)
+    torch.manual_seed(3)
+    padded = torch.tensor([[0, 0, 9, 11], [7, 7, 3, 8]])
+    expected = diffusion_generate(
+        lambda ids, _mask, _positions: denoiser.full(ids),
+        padded,
+        attention_mask=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]),
+        mask_id=60,
+        max_new_tokens=8,
+        steps=5,
+        temperature=0.6,
+        alg="entropy",
+    )
+    settings = DecodeSettings(mode="reference", policy="entropy", temperature=0.6, max_new_tokens=8, steps=5, seed=3)
+    canvas, _, _ = run(denoiser, [[9, 11], [7, 7, 3, 8]], 8, settings)
+    assert torch.equal(canvas.ids_BL, expected.ids)
+
+
+def test_padding_stays_padding_and_positions_stay_in_the_row():
+    rows = [[1, 2, None], [4, 5, 6, 7, None, None, None, None]]
+    canvas = Canvas.from_rows(rows, mask_id=60)
+    settings = DecodeSettings(mode="reference", policy="maskgit_plus", max_new_tokens=4, steps=2)
+    for event in denoise(FormulaDenoiser(CONFIG), canvas, settings):
+        assert all(0 <= position < len(rows[row]) for row, position in event.remasked)
+    assert canvas.ids_BL[0, : int(canvas.start_B[0])].eq(0).all()
+
+
+@pytest.mark.parametrize("kind", [{"attention": "causal"}, {"attention": "block", "block_length": 4}])
+def test_a_model_that_does_not_see_the_whole_canvas_is_refused(kind):
+    config = tiny_config(mask_id=60, **kind)
+    with pytest.raises(SettingsError, match="leave `--mode reference` out"):
+        list(
+            denoise(
+                FormulaDenoiser(config), Canvas.from_rows([[1, None]], mask_id=60), DecodeSettings(mode="reference")
+            )
+        )

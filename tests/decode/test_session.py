@@ -30,6 +30,7 @@ from checkpoints import (
     write_checkpoint,
     write_gguf,
 )
+from unmask.decode.infill import Hole, infill
 from unmask.decode.run import Generation, Run
 from unmask.decode.session import Model, load
 from unmask.decode.settings import DecodeSettings
@@ -521,3 +522,28 @@ def test_an_end_of_a_checkpoint_without_a_name_for_it_ends_the_answer(models: di
     result = scripted(model, spell("ab!cd", start=2)).generate("hi", max_new_tokens=8, policy="left_to_right")
     assert counts(result) == ("ab", "stop", 2, 0, 3)
     assert END not in result.text
+
+
+def test_an_infill_record_is_not_taken_up() -> None:
+    record = infill(tiny_model("full"), ["a", Hole(least=3, most=3, grows=False), "b"]).trajectories[0]
+    with pytest.raises(TrajectoryError, match="an infill cannot be taken up half-way"):
+        tiny_model("full").resume(record, at=1)
+
+
+def test_another_policy_drops_what_belonged_to_the_recorded_one() -> None:
+    model = tiny_model("full")
+    run = model.start([[1, 2]], DecodeSettings(max_new_tokens=4, policy="threshold", threshold=0.5))
+    run.finish()
+    again = model.resume(run.trajectories[0], at=0, policy="entropy")
+    assert (again.settings.policy, again.settings.threshold) == ("entropy", None)
+    assert again.finish()[0].model == model.name
+
+
+def test_a_mask_token_that_the_config_does_not_know_is_pointed_out(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, "causal")
+    config = json.loads((folder / "config.json").read_text())
+    del config["unmask"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"--mask-id 256 --attention full"):
+        load(str(folder))
+    assert load(str(folder), override=Override(attention="causal")).backbone.config.mask_id is None

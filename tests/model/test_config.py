@@ -249,15 +249,20 @@ def test_a_mask_id_outside_the_vocabulary_is_refused() -> None:
 
 
 def test_an_unknown_architecture_names_the_known_ones() -> None:
-    refuses(QWEN2, "model_type 'qwen3'", "did you mean qwen2", "known: qwen2, llama, Dream, llada", model_type="qwen3")
-    refuses(QWEN2, "model_type None", model_type=None)
+    known = "qwen2, llama, Dream, llada are read here, so this checkpoint cannot be used"
+    with pytest.raises(CheckpointError) as caught:
+        read(QWEN2, model_type="qwen3")
+    assert "of the architecture 'qwen3'" in str(caught.value)
+    assert known in str(caught.value)
+    assert "did you mean" not in str(caught.value)  # a config edited to say qwen2 would be read, and wrongly
+    refuses(QWEN2, "does not give 'model_type'", "download the config again", model_type=None)
 
 
 @pytest.mark.parametrize(
     "key", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
 )
 def test_a_config_without_a_size_names_the_key(key: str) -> None:
-    refuses(QWEN2, f"the config does not give '{key}'", **{key: None})
+    refuses(QWEN2, f"the config does not give '{key}'", "download the config again", **{key: None})
 
 
 @pytest.mark.parametrize("key", ["d_model", "n_layers", "n_heads"])
@@ -283,7 +288,7 @@ def test_a_llada_config_without_a_size_names_the_key(key: str) -> None:
 def test_an_architecture_that_differs_from_the_network_is_refused(
     config: dict[str, Any], changes: dict[str, Any], words: str
 ) -> None:
-    refuses(config, words, **changes)
+    refuses(config, words, "so this checkpoint cannot be used: take another one", **changes)
 
 
 def test_incomplete_llama3_scaling_names_the_key() -> None:
@@ -291,7 +296,9 @@ def test_incomplete_llama3_scaling_names_the_key() -> None:
 
 
 def test_heads_that_do_not_share_evenly_are_refused() -> None:
-    refuses(QWEN2, "14 attention heads cannot share 4 key-value heads evenly", num_key_value_heads=4)
+    refuses(
+        QWEN2, "14 attention heads cannot share 4 key-value heads evenly", "download it again", num_key_value_heads=4
+    )
 
 
 def test_an_unknown_key_in_the_unmask_section_names_the_nearest() -> None:

@@ -456,7 +456,8 @@ def test_an_unknown_architecture_names_the_known_ones(tmp_path: Path) -> None:
     path, _ = written(tmp_path / "x.gguf")
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"\x05\0\0\0\0\0\0\0qwen2", b"\x05\0\0\0\0\0\0\0qwen9"))
-    refuses(path, "has the architecture 'qwen9', which is not read here; did you mean qwen2", "known: qwen2, llama")
+    known = "which is not read here; qwen2, llama, dream, llada are, so this checkpoint cannot be used"
+    refuses(path, f"has the architecture 'qwen9', {known}: take another one")
 
 
 @pytest.mark.parametrize(("kind", "spoken"), [(Kind.I8, "I8"), (Kind.F64, "F64")])
@@ -516,7 +517,7 @@ def test_scaled_rotary_positions_are_refused(tmp_path: Path) -> None:
     scaling, _ = written(
         tmp_path / "a.gguf", lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN), **FAMILIES["llama"]
     )
-    refuses(scaling, "scales its rotary positions, which is not read from GGUF; use the HF folder")
+    refuses(scaling, "scales its rotary positions, which is not read from GGUF; use the HF folder", "Llama 3's scaling")
     backbone = tiny_backbone(tiny_config(**FAMILIES["llama"]))
     tensors = plain_tensors(backbone) | {"rope_freqs.weight": (np.ones(4, np.float32), Kind.F32)}
     refuses(write(tmp_path / "b.gguf", backbone.config, tensors), "scales its rotary positions")

@@ -136,6 +136,19 @@ def test_remove_never_touches_a_folder_of_the_user(tmp_path: Path, monkeypatch: 
     assert (mine / "config.json").exists()
 
 
+def test_remove_of_a_linked_folder_removes_the_link(
+    table: Table, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table(HUB_FOLDER)
+    mine = write_folder(tmp_path / "mine")
+    home.parent.mkdir(parents=True)
+    home.symlink_to(mine)
+    assert remove("tiny") == 0
+    assert f"the link {home} was removed; {mine} was left alone" in caplog.text
+    assert not home.is_symlink()
+    assert sorted(path.name for path in mine.iterdir()) == sorted(FOLDER)
+
+
 def test_a_folder_that_cannot_be_removed_is_told(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sources import DATA, HUB_FILE, FakeHub, Table, failure
+from sources import DATA, FOLDER, HUB_FILE, FakeHub, Table, failure
 from unmask.model import hub_cache
 from unmask.model.hub import cached, remove, resolve
 
@@ -67,3 +67,42 @@ def test_remove_deletes_a_single_file_from_the_cache_of_the_hub(table: Table, fa
     fake_hub.snapshot("me/tiny-GGUF")
     assert remove("tiny") == len(DATA)
     assert cached("tiny") is None
+
+
+@pytest.fixture
+def two_revisions(fake_hub: FakeHub) -> Path:
+    """A repository with two commits that share one file: `main` is c0ffee and `v1` is f00d."""
+    fake_hub.files = FOLDER
+    home = fake_hub.snapshot("me/tiny").parents[1]
+    (home / "refs" / "v1").write_text("f00d")
+    old = home / "snapshots" / "f00d"
+    old.mkdir()
+    (home / "blobs" / "old").write_bytes(b"old weights")
+    (old / "model.safetensors").symlink_to("../../blobs/old")
+    (old / "config.json").symlink_to((home / "snapshots" / "c0ffee" / "config.json").readlink())
+    return home
+
+
+@pytest.mark.parametrize("revision", ["v1", "f00d"])
+def test_remove_of_a_revision_leaves_the_others_whole(two_revisions: Path, revision: str) -> None:
+    assert remove(f"me/tiny@{revision}") == len(b"old weights")
+    assert [folder.name for folder in (two_revisions / "snapshots").iterdir()] == ["c0ffee"]
+    assert [ref.name for ref in (two_revisions / "refs").iterdir()] == ["main"]
+    assert not (two_revisions / "blobs" / "old").exists()
+    assert cached("me/tiny") == two_revisions / "snapshots" / "c0ffee"
+    assert remove(f"me/tiny@{revision}") == 0
+
+
+def test_remove_without_a_revision_deletes_all_of_them(two_revisions: Path) -> None:
+    assert remove("me/tiny@v2") == 0
+    assert remove("me/tiny") == len(b"old weights") + sum(map(len, FOLDER.values()))
+    assert not two_revisions.exists()
+
+
+def test_remove_does_not_follow_a_link_out_of_the_repository(two_revisions: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(b"my own")
+    (two_revisions / "snapshots" / "f00d" / "mine.safetensors").symlink_to(mine)
+    assert remove("me/tiny@v1") == len(b"old weights")
+    assert mine.read_bytes() == b"my own"
+    assert not (two_revisions / "snapshots" / "f00d").exists()

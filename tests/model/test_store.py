@@ -111,3 +111,32 @@ def test_the_own_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert store.cache_home() == Path("/x/unmask")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert store.cache_home() == Path.home() / ".cache" / "unmask"
+
+
+@pytest.mark.parametrize("content", [b"short", b"x" * len(DATA)], ids=["size", "hash"])
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_of_a_link_to_a_wrong_file_only_the_link_is_removed(
+    table: Table, home: Path, tmp_path: Path, content: bytes, linked: str
+) -> None:
+    table(PYPI)
+    mine = tmp_path / "mine" / "tiny.gguf"
+    mine.parent.mkdir()
+    mine.write_bytes(content)
+    link, target = (home / "tiny.gguf", mine) if linked == "file" else (home, mine.parent)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    message = failure(offline=True)
+    assert f"so the link {link} was removed (the file behind it was left alone)" in message
+    assert not link.is_symlink()
+    assert mine.read_bytes() == content
+
+
+def test_a_link_out_of_the_cache_of_the_hub_is_not_followed(table: Table, fake_hub: FakeHub, tmp_path: Path) -> None:
+    table(HUB_FILE)
+    mine = tmp_path / "mine.gguf"
+    mine.write_bytes(b"short")
+    link = fake_hub.snapshot("me/tiny-GGUF") / "tiny.gguf"
+    link.symlink_to(mine)
+    assert f"so the link {link} was removed" in failure(offline=True)
+    assert not link.is_symlink()
+    assert mine.read_bytes() == b"short"

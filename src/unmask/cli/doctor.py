@@ -60,7 +60,9 @@ def _version(package: str) -> str:
 def _hardware() -> dict[str, Any]:
     import torch
 
-    has_bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    from unmask.model.packed import multiplies_bfloat16
+
+    has_bf16 = multiplies_bfloat16(torch.device("cpu"))
     has_amx = bool(torch.cpu._is_amx_tile_supported())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {

@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unmask.cli.options import ModelOptions, with_decoding
 from unmask.errors import SettingsError
+
+if TYPE_CHECKING:
+    from unmask.trajectory import Trajectory
 
 
 @with_decoding()
@@ -31,6 +34,10 @@ def generate(
         int | None,
         typer.Option("--at", help="… after step K, with the settings given here.", metavar="K", show_default=False),
     ] = None,
+    row: Annotated[
+        int | None,
+        typer.Option("--row", help="Which run of FILE to take up, from 0.", metavar="N", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Result only: no drawing, no speed card.")] = False,
     *,
@@ -53,6 +60,8 @@ def generate(
             'give either a prompt, as in `unmask generate "Write hello world."`, or --resume FILE --at K'
         )
     if prompt is not None:
+        if row is not None:
+            raise SettingsError(f"--row {row} names a run of a --resume FILE; leave it out with a prompt")
         checked = settings_from(settings)
         text = output.read_prompt(prompt)
         loaded = model.load(quiet=quiet)
@@ -61,10 +70,15 @@ def generate(
         assert resume is not None
         assert at is not None
         _refuse_with_resume({"-n": n != 1, "--raw": raw, "--system": system is not None})
-        recorded = load(resume)[0]
+        recorded = _pick(load(resume), resume, row)
         recorded.ids_at(at)  # what cannot be resumed is refused before a model is loaded
         resumed_settings(recorded, settings)
-        run = model.load(quiet=quiet).resume(recorded, at=at, **settings)
+        loaded = model.load(quiet=quiet, default=recorded.model)
+        run = loaded.resume(recorded, at=at, **settings)
+        if recorded.model != loaded.name and not quiet:
+            print(f"the run was recorded with {recorded.model} and goes on with {loaded.name}", file=sys.stderr)
+    if not quiet:
+        output.tell_ineffective(loaded.backbone.config, run.settings, set(settings), n=n)
     try:
         is_whole = output.watch(run, quiet=quiet)
     except BaseException:
@@ -85,6 +99,15 @@ def generate(
         if not quiet:
             print("interrupted; the answer is what had settled by then", file=sys.stderr)
         raise typer.Exit(130)
+
+
+def _pick(recorded: "list[Trajectory]", file: Path, row: int | None) -> "Trajectory":
+    """The run to take up; a file that holds several wants one named."""
+    if row is None and len(recorded) > 1:
+        raise SettingsError(f"{file} holds {len(recorded)} runs; say which with --row, from 0 to {len(recorded) - 1}")
+    if row is not None and not 0 <= row < len(recorded):
+        raise SettingsError(f"--row {row} is not in {file}, which holds {len(recorded)} runs counted from 0")
+    return recorded[row or 0]
 
 
 def _refuse_with_resume(given: dict[str, bool]) -> None:

@@ -172,6 +172,7 @@ def _record(result: "Infilling", filler: "Filler") -> dict[str, Any]:
         "holes": list(result.holes),
         "model": filler.model.name,
         "num_tokens": result.num_tokens,
+        "wasted_tokens": result.wasted_tokens,
         "num_forwards": result.num_forwards,
         "positions_computed": result.positions_computed,
         "seconds": result.seconds,
@@ -185,10 +186,10 @@ def _print_card(result: "Infilling") -> None:
     from unmask.view.card import SpeedCard
 
     card = SpeedCard(
-        settled_tokens=result.num_tokens,
+        settled_tokens=result.num_tokens + result.wasted_tokens,
         num_forwards=result.num_forwards,
         positions_computed=result.positions_computed,
-        wasted_tokens=0,
+        wasted_tokens=result.wasted_tokens,
         seconds=result.seconds,
         rows=1,
     )

@@ -68,6 +68,10 @@ def main() -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail("the memory is used up; take a smaller model, fewer -n or --max-new-tokens, or `--device cpu`")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -85,6 +89,12 @@ _ADVICE = {
     errno.EPERM: _FORBIDDEN,
     errno.EROFS: _FORBIDDEN,
 }
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch's own class on a GPU, a plain RuntimeError with these words on the CPU; told without importing torch."""
+    is_allocation = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or is_allocation
 
 
 def _fail(message: str) -> None:

@@ -76,10 +76,8 @@ _SETTINGS: dict[str, Any] = {
 
 _MODEL: dict[str, Any] = {
     "name": Annotated[
-        str,
-        typer.Option(
-            "--model", "-m", help="Table name, hub id, folder or .gguf file.", metavar="NAME", rich_help_panel=_LOADING
-        ),
+        str | None,
+        _loading("--model", "-m", help=f"Table name, hub id, folder or .gguf file. [{DEFAULT_MODEL}]", metavar="NAME"),
     ],
     "revision": Annotated[str | None, _loading("--revision", help="Branch, tag or commit on the hub.", metavar="REV")],
     "dtype": Annotated[
@@ -104,14 +102,14 @@ _MODEL: dict[str, Any] = {
     ],
     "offline": Annotated[bool, _loading("--offline", help="Never ask the network.")],
 }
-_MODEL_DEFAULTS: dict[str, Any] = {"name": DEFAULT_MODEL, "offline": False}
+_MODEL_DEFAULTS: dict[str, Any] = {"offline": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
     """Which model to load and what to state about it; see the options of the same names."""
 
-    name: str = DEFAULT_MODEL
+    name: str | None = None
     revision: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -121,8 +119,9 @@ class ModelOptions:
     shift_logits: bool | None = None
     offline: bool = False
 
-    def load(self, *, quiet: bool = False) -> "Model":
-        """Load the model; stderr shows a progress bar while it is downloaded, and what is loaded on a terminal."""
+    def load(self, *, quiet: bool = False, default: str = DEFAULT_MODEL) -> "Model":
+        """Load the model that was named, or `default`; stderr shows what is downloaded, and on a terminal what is
+        loaded."""
         from unmask.decode.session import load
         from unmask.model.config import Override
 
@@ -130,9 +129,10 @@ class ModelOptions:
         override = Override(
             attention=attention, block_length=block_length, shift_logits=self.shift_logits, mask_id=self.mask_id
         )
-        with _telling(self.name, quiet=quiet) as report:
+        name = self.name or default
+        with _telling(name, quiet=quiet) as report:
             return load(
-                self.name,
+                name,
                 revision=self.revision,
                 dtype=self.dtype or "auto",
                 device=self.device or "auto",

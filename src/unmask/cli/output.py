@@ -17,6 +17,8 @@ from unmask.trajectory import Trajectory, save
 
 if TYPE_CHECKING:
     from unmask.decode.run import Generation, Run
+    from unmask.decode.settings import DecodeSettings
+    from unmask.model.config import ModelConfig
 
 
 def watch(run: "Run", *, quiet: bool, keep: bool = False) -> bool:
@@ -61,6 +63,22 @@ def check_writable(path: Path | None, *, option: str = "--trajectory") -> None:
         raise SettingsError(
             f"{option} {path} cannot be written ({os.strerror(error.errno or 0)}); give a file in another folder"
         ) from None
+
+
+def tell_ineffective(config: "ModelConfig", settings: "DecodeSettings", given: set[str], *, n: int) -> None:
+    """Say on stderr which of the given options change nothing with this model and these settings."""
+    if config.attention == "causal":
+        idle = sorted(given & {"policy", "policy_temperature", "threshold", "factor", "steps"})
+        if settings.temperature == 0:
+            idle += sorted(given & {"top_p", "top_k"})
+        if idle:
+            names = ", ".join("--" + name.replace("_", "-") for name in idle)
+            print(
+                f"no effect here: {names} (the model settles one position per forward, left to right)", file=sys.stderr
+            )
+    is_random = settings.temperature > 0 or settings.policy_temperature > 0 or settings.policy in ("random", "origin")
+    if n > 1 and (settings.temperature == 0 if config.attention == "causal" else not is_random):
+        print(f"the {n} answers will be the same: nothing is random at --temperature 0", file=sys.stderr)
 
 
 def save_trajectories(path: Path | None, trajectories: Sequence[Trajectory], *, quiet: bool) -> None:

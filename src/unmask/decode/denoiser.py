@@ -25,6 +25,7 @@ from unmask.model.backbone import Backbone
 from unmask.model.cache import KVCache, Ragged, Span, Window
 from unmask.model.config import ModelConfig
 
+PREFILL = 512  # prompt columns per forward: a mask of 512 x 32,768 for 7 heads of a group is 117 MB
 CHUNK = 128  # places per chunk: 128 x 152,000 float32 scores are 78 MB
 
 
@@ -119,6 +120,7 @@ class CachedDenoiser:
         rows, row_of_place_M = places.rows_M.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         cache = self._cache_for(canvas, rows.tolist())
         sources_M = _sources(self.config, canvas, places)
+        self._prefill(canvas, rows, cache, sources_M, row_of_place_M)
         first_A, stop_A, block_A = self._bounds(canvas, places, sources_M, rows, row_of_place_M)
         window, columns_AT = _window(first_A, stop_A, cache.scratch_column)
         with torch.inference_mode():
@@ -128,6 +130,34 @@ class CachedDenoiser:
         self.num_forwards += 1
         self.positions_computed += int((stop_A - first_A).sum())
         yield from _project(self.backbone, hidden_ATD, row_of_place_M, sources_M - first_A[row_of_place_M])
+
+    def _prefill(
+        self,
+        canvas: Canvas,
+        rows: Int[Tensor, " A"],
+        cache: KVCache,
+        sources_M: Int[Tensor, " M"],
+        row_of_place_M: Int[Tensor, " M"],
+    ) -> None:
+        """Compute a long prompt in pieces of whole blocks, so that no attention mask is taller than a piece.
+
+        It stops before the block of the first source, whose hidden state is wanted.
+        """
+        piece = max(PREFILL // self._block, 1) * self._block
+        start_A = canvas.start_B[rows]
+        source_A = torch.zeros_like(rows).scatter_reduce(0, row_of_place_M, sources_M, "amin", include_self=False)
+        limit_A = (source_A - start_A) // self._block * self._block + start_A
+        while True:
+            first_A = torch.tensor([self._clean[row] for row in rows.tolist()])
+            if int((limit_A - first_A).max()) <= piece:
+                return
+            stop_A = (first_A + piece).minimum(limit_A).maximum(first_A)
+            window, columns_AT = _window(first_A, stop_A, cache.scratch_column)
+            with torch.inference_mode():
+                self._forward(canvas, rows, cache, window, columns_AT)
+            self._clean |= dict(zip(rows.tolist(), stop_A.tolist(), strict=True))
+            self.num_forwards += 1
+            self.positions_computed += int((stop_A - first_A).sum())
 
     def _cache_for(self, canvas: Canvas, rows: list[int]) -> KVCache:
         if self._cache is None or canvas is not self._canvas or not set(rows) <= set(self._held):

@@ -25,6 +25,7 @@ from typing import Literal
 import torch
 
 from unmask.decode.canvas import Positions
+from unmask.decode.loop import suppression_mask
 from unmask.decode.run import Run
 from unmask.decode.session import Model
 from unmask.decode.settings import DecodeSettings
@@ -69,6 +70,8 @@ class Hole:
         """
         if text in ("", "+"):
             return cls(most=limit)
+        if not re.fullmatch(r"\d+(-\d+)?", text, re.ASCII):
+            raise CanvasError(f"{text!r} is not the length of a hole; give 12, 4-16, or + for one that grows")
         least, _, most = text.partition("-")
         return cls(least=int(least), most=int(most or least), grows=False)
 
@@ -127,6 +130,7 @@ class Infilling:
     text: str
     holes: tuple[str, ...]
     num_tokens: int
+    wasted_tokens: int
     num_forwards: int
     positions_computed: int
     seconds: float
@@ -183,6 +187,10 @@ class Filler(ABC):
     def texts(self) -> list[str]:
         """What each hole holds so far; holes that were not reached are empty."""
 
+    def wasted(self) -> int:
+        """Settled tokens that did not become part of the text."""
+        return 0
+
     def result(self) -> Infilling:
         """The text as it stands."""
         texts = self.texts()
@@ -192,7 +200,8 @@ class Filler(ABC):
         return Infilling(
             text=whole,
             holes=tuple(texts),
-            num_tokens=sum(result.num_tokens for result in results),
+            num_tokens=sum(result.num_tokens for result in results) - self.wasted(),
+            wasted_tokens=self.wasted(),
             num_forwards=self.probes + sum(result.num_forwards for result in results),
             positions_computed=self.positions_probed + sum(result.positions_computed for result in results),
             seconds=self.seconds_probing + sum(run.seconds for run in self.runs),
@@ -208,6 +217,7 @@ class CanvasFiller(Filler):
         super().__init__(model, segments, settings)
         self._given = [model.tokenizer.encode(s) if isinstance(s, str) else [] for s in self.segments]
         self._lengths = {i: s.least for i, s in enumerate(self.segments) if isinstance(s, Hole)}
+        self._lead = self._first_ids()
         self._check_room()
 
     def __iter__(self) -> Iterator[StepEvent]:
@@ -232,8 +242,21 @@ class CanvasFiller(Filler):
         settled = [[token for token in ids[low:high] if token is not None] for low, high in self._spans().values()]
         return [self.model.tokenizer.decode(hole) for hole in settled]
 
+    def _first_ids(self) -> list[int]:
+        """What stands before the text: the token that every text of this model begins with, if it has one.
+
+        A model with shifted logits predicts a position from the one before it, so a hole at the very start needs
+        something there; a model without such a token gets one that ends a text, as packed training data has it.
+        """
+        tokenizer, config = self.model.tokenizer, self.model.backbone.config
+        begins_open = not self._given[0] and (isinstance(self.segments[0], Hole) or isinstance(self.segments[1], Hole))
+        known = [token for token in (tokenizer.bos_id, config.bos_id, *self.model.end_ids) if token is not None]
+        if tokenizer.adds_bos and tokenizer.bos_id is not None:
+            return [tokenizer.bos_id]
+        return known[:1] if config.shift_logits and begins_open else []
+
     def _check_room(self) -> None:
-        needed = sum(len(ids) for ids in self._given) + sum(self._lengths.values())
+        needed = len(self._lead) + sum(len(ids) for ids in self._given) + sum(self._lengths.values())
         limit = self.model.backbone.config.max_positions
         if needed > limit:
             raise CanvasError(
@@ -242,14 +265,14 @@ class CanvasFiller(Filler):
             )
 
     def _row(self) -> list[int | None]:
-        row: list[int | None] = []
+        row: list[int | None] = list(self._lead)
         for index, ids in enumerate(self._given):
             row += [None] * self._lengths[index] if index in self._lengths else ids
         return row
 
     def _spans(self) -> dict[int, tuple[int, int]]:
         """Where each hole lies in the row."""
-        spans, at = {}, 0
+        spans, at = {}, len(self._lead)
         for index, ids in enumerate(self._given):
             length = self._lengths.get(index, len(ids))
             if index in self._lengths:
@@ -281,12 +304,11 @@ class CanvasFiller(Filler):
         columns = torch.arange(low, high) + int(canvas.start_B[0])
         denoiser = model.denoiser()
         assert config.mask_id is not None
-        is_suppressed_V = torch.zeros(config.vocab_size, dtype=torch.bool)
-        is_suppressed_V[[config.mask_id, *model.undefined_ids, *self._control_ids]] = True
+        is_suppressed_V = suppression_mask(denoiser, [*model.undefined_ids, *self._control_ids])
         total = 0.0
         with torch.inference_mode():
             for logits_CV in denoiser.logits(canvas, Positions(torch.zeros_like(columns), columns)):
-                logp = suppress_(logits_CV, is_suppressed_V.to(logits_CV.device)).float().log_softmax(-1)
+                logp = suppress_(logits_CV, is_suppressed_V).float().log_softmax(-1)
                 total += float(token_confidence(logp, logp.argmax(-1)).log().sum())
         self.probes += denoiser.num_forwards
         self.positions_probed += denoiser.positions_computed
@@ -323,6 +345,11 @@ class MiddleFiller(Filler):
     def texts(self) -> list[str]:
         count = sum(isinstance(segment, Hole) for segment in self.segments)
         return self._texts + [""] * (count - len(self._texts))
+
+    def wasted(self) -> int:
+        settled = sum(result.num_tokens for run in self.runs for result in run.results())
+        kept = sum(len(self.model.tokenizer.encode(text)) for text in self._texts)
+        return max(0, settled - kept)
 
     def _fill(self, index: int, hole: Hole) -> Iterator[StepEvent]:
         before, behind = self._around(index)

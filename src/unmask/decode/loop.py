@@ -42,6 +42,8 @@ def denoise(
     `samples` names each row's stream of random numbers; two rows with the same prompt and sample come out the same.
     `first_step` continues a run whose first steps are on the canvas already.
 
+    The reference mode has one random stream and no stop, so of the keyword arguments it uses none.
+
     Raises NumericsError when the network returns NaN, SettingsError when settings and model do not go together.
     """
     if settings.mode == "reference":
@@ -53,7 +55,7 @@ def denoise(
             canvas,
             denoiser,
             settings,
-            is_suppressed_V=_suppression(denoiser, suppressed_ids),
+            is_suppressed_V=suppression_mask(denoiser, suppressed_ids),
             end_ids=end_ids,
             samples=range(canvas.num_rows) if samples is None else samples,
         ),
@@ -80,6 +82,7 @@ def _exact_steps(
         yield StepEvent(
             step=step,
             active=tuple(was_open_B.nonzero().flatten().tolist()),
+            asked=tuple(places.rows_M.unique_consecutive().tolist()),  # type: ignore[no-untyped-call]
             commits=commits,
             finished=tuple((was_open_B & ~is_open_B).nonzero().flatten().tolist()),
             num_forwards=meter.forwards,
@@ -96,13 +99,13 @@ def _reference_steps(denoiser: Denoiser, canvas: Canvas, settings: DecodeSetting
         remasked: tuple[tuple[int, int], ...] = ()
         if len(places):
             kept, again, drawn = rule.apply(canvas, places, denoiser, step)
-            check_numbers(drawn.confidence_M, canvas, kept, step)
             commits = _commits(canvas, kept, drawn.token_M, drawn.confidence_M, drawn.entropy_M)
             positions_M = again.columns_M - canvas.start_B[again.rows_M]
             remasked = tuple(zip(again.rows_M.tolist(), positions_M.tolist(), strict=True))
         yield StepEvent(
             step=step,
             active=tuple(range(canvas.num_rows)),
+            asked=tuple(range(canvas.num_rows)) if meter.forwards else (),
             commits=commits,
             remasked=remasked,
             finished=tuple(range(canvas.num_rows)) if step == rule.num_steps - 1 else (),
@@ -127,7 +130,7 @@ class _Meter:
         return self._denoiser.positions_computed - self._positions
 
 
-def _suppression(denoiser: Denoiser, suppressed_ids: Collection[int]) -> Tensor:
+def suppression_mask(denoiser: Denoiser, suppressed_ids: Collection[int]) -> Tensor:
     """True at the ids that may not be committed, on the network's device."""
     is_suppressed_V = torch.zeros(denoiser.config.vocab_size, dtype=torch.bool)
     ids = set(suppressed_ids) | ({denoiser.config.mask_id} if denoiser.config.mask_id is not None else set())

@@ -3,8 +3,9 @@
 What it does differently from the exact rule, all of it on purpose here (docs/papers.md names the source):
 the number of positions to commit is a batch mean and the same for every row, so a row with fewer masks gets settled
 positions overwritten by masks; scores are kept in the network's dtype; the mask id and undefined ids may be drawn; a
-mask id inside the prompt is decoded; all steps run even when nothing is left to do; one random stream serves the whole
-batch; where a distribution fails torch's check the whole step silently becomes greedy.
+mask id inside the prompt is decoded; all steps count even when nothing is left to do; one random stream serves the
+whole batch; where a distribution fails torch's check the whole step silently becomes greedy. One thing is not followed:
+a row with too few masks may have padding overwritten in the original, which then decodes it; here it stays padding.
 
 The stream is `torch.Generator().manual_seed(seed)`, which on the CPU draws what `torch.manual_seed(seed)` makes the
 original draw. The order of tensor operations is the original's, so that equal logits give equal bits.
@@ -13,15 +14,16 @@ original draw. The order of tensor operations is the original's, so that equal l
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.distributions import constraints
 
 from unmask.decode.canvas import Canvas, Positions
 from unmask.decode.denoiser import Denoiser
+from unmask.decode.numerics import check_numbers
 from unmask.decode.settings import DecodeSettings
 from unmask.diffusion.schedule import reference_budget, reference_share, reference_times
-from unmask.errors import CheckpointError, NumericsError
+from unmask.errors import CheckpointError, NumericsError, SettingsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,11 @@ class ReferenceRule:
     def __init__(self, canvas: Canvas, denoiser: Denoiser, settings: DecodeSettings) -> None:
         if denoiser.config.mask_id is None:
             raise CheckpointError("the reference mode writes mask ids, and the model names none; give `--mask-id ID`")
+        if denoiser.config.attention != "full":
+            raise SettingsError(
+                f"the reference mode is the sampler of models that see the whole canvas, and this one attends "
+                f"{denoiser.config.attention!r}; leave `--mode reference` out"
+            )
         self.mask_id = denoiser.config.mask_id
         self.num_steps = settings.steps if settings.steps is not None else settings.max_new_tokens
         self._settings = settings
@@ -56,6 +63,8 @@ class ReferenceRule:
             ids_BL, drawn = self._origin(canvas, places, logits_MV, index)
         else:
             ids_BL, drawn = self._ranked(canvas, places, logits_MV, index)
+        check_numbers(drawn.confidence_M, canvas, places, index)
+        ids_BL = torch.where(_is_real(canvas), ids_BL, canvas.ids_BL)
         is_committed_BL = canvas.is_masked_BL & (ids_BL != self.mask_id)
         is_remasked_BL = ~canvas.is_masked_BL & (ids_BL == self.mask_id)
         canvas.committed_at_BL[is_committed_BL] = index
@@ -72,9 +81,7 @@ class ReferenceRule:
     def _mark(self, canvas: Canvas, ids_BL: Int[Tensor, "B L"]) -> None:
         """A position is masked exactly when it holds the mask id."""
         canvas.ids_BL = ids_BL
-        columns = torch.arange(canvas.width)[None]
-        is_real_BL = (columns >= canvas.start_B[:, None]) & (columns < canvas.end_B[:, None])
-        canvas.is_masked_BL = (ids_BL == self.mask_id) & is_real_BL
+        canvas.is_masked_BL = (ids_BL == self.mask_id) & _is_real(canvas)
         canvas.is_fixed_BL = canvas.is_fixed_BL & ~canvas.is_masked_BL
 
     def _origin(
@@ -146,6 +153,11 @@ class ReferenceRule:
             score = (probability_MV * (probability_MV + 1e-10).log()).sum(-1)
         spread = torch.special.entr(probability_MV.float()).sum(-1)
         return Drawn(token_M=token, confidence_M=confidence, score_M=score, entropy_M=spread)
+
+
+def _is_real(canvas: Canvas) -> Bool[Tensor, "B L"]:
+    columns = torch.arange(canvas.width)[None]
+    return (columns >= canvas.start_B[:, None]) & (columns < canvas.end_B[:, None])
 
 
 def _nothing(logits_MV: Tensor) -> tuple[Tensor, Tensor]:

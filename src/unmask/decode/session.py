@@ -19,10 +19,10 @@ from unmask.errors import CanvasError, CheckpointError, SettingsError, TextError
 from unmask.model import hub
 from unmask.model.adapter import merge_adapter
 from unmask.model.backbone import Backbone
-from unmask.model.checkpoint import load_folder
+from unmask.model.checkpoint import load_folder, read_json
 from unmask.model.config import Override
 from unmask.model.gguf import GGUFFile, load_gguf
-from unmask.model.packed import can_pack, pack
+from unmask.model.packed import can_pack, multiplies_bfloat16, pack
 from unmask.text.chat import Message, encode_chat
 from unmask.text.gguf_tokenizer import tokenizer_from_gguf
 from unmask.text.tokenizer import Tokenizer
@@ -55,6 +55,8 @@ def load(
     if found.path.is_dir():
         backbone = load_folder(found.path, dtype=precision, device=where, override=override)
         tokenizer = Tokenizer.from_folder(found.path)
+        if "unmask" not in read_json(found.path / "config.json"):
+            _check_mask(backbone, tokenizer, name=found.name, override=override or Override())
     else:
         file = GGUFFile(found.path)
         backbone = load_gguf(file, dtype=precision, device=where, override=override)
@@ -64,6 +66,17 @@ def load(
     if can_pack(backbone):
         pack(backbone)
     return Model(backbone, tokenizer, name=found.name, source=found.source)
+
+
+def _check_mask(backbone: Backbone, tokenizer: Tokenizer, *, name: str, override: Override) -> None:
+    """Refuse a checkpoint whose tokenizer has a mask token while its config calls it autoregressive."""
+    config = backbone.config
+    if tokenizer.mask_id is not None and config.mask_id is None and override.attention is None:
+        raise CheckpointError(
+            f"{name} has the mask token {tokenizer.mask_id} in its tokenizer, but its config says nothing of masks or "
+            f"of how positions attend; give `--mask-id {tokenizer.mask_id} --attention full` (or block:LENGTH) for a "
+            "diffusion model, `--attention causal` for an autoregressive one"
+        )
 
 
 @dataclass(slots=True)
@@ -182,6 +195,7 @@ class Model:
                 committed_at[commit.position] = number
         history = replace(
             trajectory,
+            model=self.name,
             steps=trajectory.steps[:at],
             settings={key: value for key, value in _as_given(settings).items() if key != "seed"},
             seed=settings.seed,
@@ -237,13 +251,25 @@ def resumed_settings(trajectory: Trajectory, changes: dict[str, Any]) -> DecodeS
             f"--max-new-tokens {changes['max_new_tokens']} has no effect on a recorded run, whose canvas is laid out "
             "already; leave it out, or run the prompt again"
         )
+    recorded = {**trajectory.settings, "seed": trajectory.seed}
+    if changes.get("policy", recorded.get("policy")) != recorded.get("policy"):
+        for name in ("threshold", "factor", "policy_temperature"):  # they belonged to the other policy
+            recorded.pop(name, None)
+    if changes.get("temperature") == 0:
+        recorded.pop("temperature_role", None)
     try:
-        settings = settings_from({**trajectory.settings, "seed": trajectory.seed, **changes})
+        settings = settings_from({**recorded, **changes})
     except TypeError as error:
         raise TrajectoryError(f"the settings in the trajectory are damaged ({error}); run the prompt again") from None
     if settings.mode == "reference":
         raise TrajectoryError(
             "a run in the reference mode has one random stream and cannot be taken up half-way; run it again whole"
+        )
+    ids = trajectory.initial_ids
+    if None in ids and any(token is not None for token in ids[ids.index(None) :]):
+        raise TrajectoryError(
+            "an infill cannot be taken up half-way: the record does not say which tokens its holes may not hold; "
+            "fill the text again"
         )
     if any(step.resized for step in trajectory.steps):
         raise TrajectoryError("a run whose canvas was resized cannot be taken up half-way; run it again whole")
@@ -282,8 +308,7 @@ def _device(name: str) -> torch.device:
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
-        native = device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
     if name not in _DTYPES:
         raise SettingsError(f"--dtype {name} is not a precision; {did_you_mean(name, ['auto', *_DTYPES])}")
     return _DTYPES[name]

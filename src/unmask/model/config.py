@@ -32,6 +32,8 @@ _CLASS_OF_FAMILY = {
     "dream": "DreamModel",
     "llada": "LLaDAModelLM",
 }
+_READ_HERE = f"{', '.join(_TYPE_OF_FAMILY.values())} are read here"
+CANNOT_BE_USED = "this checkpoint cannot be used: take another one (`unmask models list` names some)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,7 @@ class ModelConfig:
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key-value heads evenly; "
-                "the config is damaged"
+                "the config is damaged: download it again"
             )
         if self.attention not in get_args(Attention):
             known = did_you_mean(str(self.attention), get_args(Attention))
@@ -86,6 +88,11 @@ class ModelConfig:
             )
         if self.block_length is not None and self.block_length < 1:
             raise CheckpointError(f"block_length {self.block_length} is not a length; it must be at least 1")
+        if self.attention == "causal" and not self.shift_logits:
+            raise CheckpointError(
+                "the model attends 'causal' and its logits are not shifted: a position would be predicted from itself, "
+                "which no autoregressive model does; leave `--no-shift-logits` out, or give `--attention full`"
+            )
         if self.mask_id is None and self.attention != "causal":
             raise CheckpointError(
                 f"the checkpoint attends {self.attention!r}, so masked positions are fed to it, but it names no mask "
@@ -202,11 +209,12 @@ class Override:
 
 
 def _family(config: Mapping[str, Any]) -> Family:
-    given = config.get("model_type")
+    given = _need(config, "model_type")
     family = _FAMILY_OF_TYPE.get(str(given).lower())
     if family is None:
-        known = did_you_mean(str(given), _TYPE_OF_FAMILY.values())
-        raise CheckpointError(f"the config says model_type {given!r}, which is not an architecture read here; {known}")
+        raise CheckpointError(
+            f"the config is of the architecture {given!r} (its model_type); {_READ_HERE}, so {CANNOT_BE_USED}"
+        )
     return family
 
 
@@ -246,7 +254,9 @@ def _ids(value: int | Sequence[int] | None) -> list[int]:
 
 def _need(config: Mapping[str, Any], key: str) -> Any:
     if config.get(key) is None:
-        raise CheckpointError(f"the config does not give {key!r}, without which the network cannot be built")
+        raise CheckpointError(
+            f"the config does not give {key!r}, without which the network cannot be built; download the config again"
+        )
     return config[key]
 
 
@@ -255,12 +265,18 @@ def _hf_shape(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     width = int(_need(config, "hidden_size"))
     if config.get("use_sliding_window"):
         raise CheckpointError(
-            "the config turns sliding-window attention on (use_sliding_window), which is not read here"
+            "the config turns sliding-window attention on (use_sliding_window), which is not read here, so "
+            f"{CANNOT_BE_USED}"
         )
     if config.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"the config asks for the activation {config['hidden_act']!r}; only silu is read here")
+        raise CheckpointError(
+            f"the config asks for the activation {config['hidden_act']!r}; only silu is read here, so {CANNOT_BE_USED}"
+        )
     if config.get("mlp_bias") or (family == "llama" and config.get("attention_bias")):
-        raise CheckpointError("the config asks for biases (mlp_bias or attention_bias) that this network does not have")
+        raise CheckpointError(
+            "the config asks for biases (mlp_bias or attention_bias) that this network does not have, so "
+            f"{CANNOT_BE_USED}"
+        )
     rope = config.get("rope_parameters") or {}  # transformers 5 keeps theta and scaling together
     theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
     return {
@@ -285,7 +301,9 @@ def _rope_scaling(scaling: Mapping[str, Any]) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        raise CheckpointError(f"the config scales rotary positions by {kind!r}; only 'llama3' scaling is read here")
+        raise CheckpointError(
+            f"the config scales rotary positions by {kind!r}; only 'llama3' scaling is read here, so {CANNOT_BE_USED}"
+        )
     return RopeScaling(
         factor=float(_need(scaling, "factor")),
         low_freq_factor=float(_need(scaling, "low_freq_factor")),
@@ -323,9 +341,13 @@ def _llada_shape(config: Mapping[str, Any]) -> dict[str, Any]:
     width = int(_need(config, "d_model"))
     for key, wanted in (("activation_type", "silu"), ("layer_norm_type", "rms"), ("block_type", "llama")):
         if config.get(key, wanted) != wanted:
-            raise CheckpointError(f"the LLaDA config says {key} {config[key]!r}; only {wanted!r} is read here")
+            raise CheckpointError(
+                f"the LLaDA config says {key} {config[key]!r}; only {wanted!r} is read here, so {CANNOT_BE_USED}"
+            )
     if config.get("include_bias"):
-        raise CheckpointError("the LLaDA config asks for biases (include_bias), which this network does not have")
+        raise CheckpointError(
+            f"the LLaDA config asks for biases (include_bias), which this network does not have, so {CANNOT_BE_USED}"
+        )
     return {
         "vocab_size": int(config.get("embedding_size") or _need(config, "vocab_size")),
         "hidden_size": width,

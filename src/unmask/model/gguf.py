@@ -26,10 +26,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from unmask.errors import CheckpointError, did_you_mean
+from unmask.errors import CheckpointError
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import fill
-from unmask.model.config import Attention, Family, ModelConfig, Override
+from unmask.model.config import CANNOT_BE_USED, Attention, Family, ModelConfig, Override
 
 _ARCHITECTURES: dict[str, Family] = {"qwen2": "qwen2", "llama": "llama", "dream": "dream", "llada": "llada"}
 _PERMUTED = ("llama", "llada")
@@ -188,11 +188,12 @@ def _config(file: GGUFFile, override: Override) -> ModelConfig:
     if family is None:
         raise CheckpointError(
             f"{file.path} has the architecture {architecture!r}, which is not read here; "
-            f"{did_you_mean(architecture, _ARCHITECTURES)}"
+            f"{', '.join(_ARCHITECTURES)} are, so {CANNOT_BE_USED}"
         )
     if "rope_freqs.weight" in file.tensors or data.get(f"{architecture}.rope.scaling.type", "none") != "none":
         raise CheckpointError(
-            f"{file.path} scales its rotary positions, which is not read from GGUF; use the HF folder"
+            f"{file.path} scales its rotary positions, which is not read from GGUF; use the HF folder of this model "
+            "(config.json, tokenizer, safetensors), where Llama 3's scaling is read"
         )
 
     def need(key: str) -> Any:

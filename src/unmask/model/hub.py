@@ -75,13 +75,16 @@ def cached(name: str) -> Path | None:
 def remove(name: str) -> int:
     """Delete a table name's or hub id's files from the caches; return the bytes freed.
 
-    The hub's cache is shared: a repository is deleted from it, but the home of a single GGUF file is left alone
-    when other files of that repository are there too.
+    The hub's cache is shared: a repository, or of `owner/name@revision` that revision, is deleted from it, but the
+    home of a single GGUF file is left alone when other files are there too. Nothing outside the caches is deleted.
     """
     wanted = _wanted(name, None)
     freed = 0
     try:
-        if wanted.folder.is_dir():
+        if wanted.folder.is_symlink():
+            _log.warning("the link %s was removed; %s was left alone", wanted.folder, wanted.folder.resolve())
+            wanted.folder.unlink()
+        elif wanted.folder.is_dir():
             with locked(wanted.folder, lambda: None):
                 freed += store.tree_bytes(wanted.folder)
                 shutil.rmtree(wanted.folder)
@@ -153,8 +156,7 @@ def _search(wanted: _Wanted, damage: list[str]) -> Resolved | None:
         wrong = store.wrong_size(source, path) or (store.wrong_hash_once(source, path) if ours else None)
         if wrong is None:
             return Resolved(path=path, source="cache" if ours else f"cache of the {source}", name=wanted.name)
-        store.delete(path)
-        damage.append(f"{wrong}, so it was removed")
+        damage.append(f"{wrong}, so {store.delete(path)}")
     return None
 
 

@@ -7,6 +7,7 @@
 Looking follows this documented layout, so that it costs no import; only deleting is left to the hub's client.
 """
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -40,7 +41,10 @@ def started_bytes(source: HubSource) -> int:
 
 
 def remove(source: HubSource) -> int:
-    """Delete the repository, unless the source is one file and others are there too; return the bytes freed."""
+    """Delete the source's revision, or without one the whole repository, from the cache; return the bytes freed.
+
+    What is to be deleted is left alone if the source is one file and others are there too.
+    """
     if not _repo(source).is_dir():
         return 0
     from huggingface_hub import scan_cache_dir
@@ -50,13 +54,28 @@ def remove(source: HubSource) -> int:
     for repo in scan.repos:
         if repo.repo_id != source.repo or repo.repo_type != "model":
             continue
-        files = {file.file_name for revision in repo.revisions for file in revision.files}
+        doomed = [
+            revision
+            for revision in repo.revisions
+            if source.revision is None or source.revision in {revision.commit_hash, *revision.refs}
+        ]
+        if not doomed:
+            continue
+        files = {file.file_name for revision in doomed for file in revision.files}
         if source.file is not None and files - {source.file}:
             _log.warning("%s holds more than %s and was left alone", repo.repo_path, source.file)
             continue
-        strategy = scan.delete_revisions(*[revision.commit_hash for revision in repo.revisions])
-        freed += strategy.expected_freed_size
-        strategy.execute()
+        strategy = scan.delete_revisions(*[revision.commit_hash for revision in doomed])
+        # A link that the user made in the snapshot leads out of the repository; the client would follow it.
+        places = (repo.repo_path, repo.repo_path.resolve())
+        foreign = {
+            file.blob_path: file.size_on_disk
+            for revision in doomed
+            for file in revision.files
+            if not any(file.blob_path.is_relative_to(place) for place in places)
+        }
+        freed += strategy.expected_freed_size - sum(foreign.values())
+        dataclasses.replace(strategy, blobs=strategy.blobs - foreign.keys()).execute()
     return freed
 
 

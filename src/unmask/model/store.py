@@ -87,12 +87,23 @@ def mark(source: Source, path: Path) -> None:
         _marker(path).write_text(_marker_text(source), encoding="utf-8")
 
 
-def delete(path: Path) -> None:
-    """Delete a file, its marker, and the blob behind it if it is a link of the hub's cache."""
-    blob = path.resolve()
-    path.unlink()
-    blob.unlink(missing_ok=True)
+def delete(path: Path) -> str:
+    """Delete a file of a cache with its marker, and say what was removed.
+
+    Of a link, or of a file in a linked folder, only the link goes: what it leads to may be the user's own. A blob of
+    the hub's cache, to which that cache itself links, goes too.
+    """
+    is_snapshot = path.parents[1].name == "snapshots"  # <hub cache>/models--x--y/snapshots/<commit>/<file>
+    depth = 3 if is_snapshot else 1
+    below_cache = [*reversed([path.parents[level] for level in range(depth)]), path]
+    link = next((place for place in below_cache if place.is_symlink()), None)
+    behind, cache = path.resolve(), path.parents[depth].resolve()
+    (link or path).unlink()
     _marker(path).unlink(missing_ok=True)
+    if link is not None and not (is_snapshot and behind.is_relative_to(cache)):
+        return f"the link {link} was removed (the file behind it was left alone)"
+    behind.unlink(missing_ok=True)
+    return "it was removed"
 
 
 def tree_bytes(folder: Path) -> int:

@@ -14,11 +14,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from unmask.errors import SettingsError, did_you_mean
-
-Family = Literal["qwen2", "dream", "llada", "llama"]
+from unmask.model.config import Family
 
 _R = TypeVar("_R", "HubSource", "Wheel", "PypiSource", "ModelEntry")
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")

@@ -158,6 +158,3 @@ def _added_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[AddedToke
 def _merge(written: str) -> tuple[str, str]:
     left, _, right = written.partition(" ")
     return left, right
-
-
-# The key-value section of a GGUF file: magic, version, counts, then key, type and value, all little-endian.
