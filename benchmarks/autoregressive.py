@@ -9,13 +9,14 @@ import random
 from pathlib import Path
 
 import torch
-from side_by_side import interleave, ratio, report
-from weights import both
 
 from unmask.decode.canvas import Canvas
 from unmask.decode.denoiser import CachedDenoiser
 from unmask.decode.loop import denoise
 from unmask.decode.settings import DecodeSettings
+
+from side_by_side import interleave, ratio, report
+from weights import both
 
 
 def main() -> None:

@@ -8,12 +8,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from side_by_side import interleave, ratio, report
-from weights import both
 
 from unmask.decode.canvas import Canvas
 from unmask.decode.denoiser import FullDenoiser
 from unmask.model.config import Override
+
+from side_by_side import interleave, ratio, report
+from weights import both
 
 
 def main() -> None:

@@ -12,11 +12,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from side_by_side import report
-from weights import QWEN_0_5B
 
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import save_folder
+
+from side_by_side import report
+from weights import QWEN_0_5B
 
 LOAD = """
 import sys, time

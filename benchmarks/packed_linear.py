@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 
 import torch
-from side_by_side import interleave, ratio, report
 from torch import nn
 
 from unmask.model.packed import PackedLinear
+
+from side_by_side import interleave, ratio, report
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import interleave, report
-
 from unmask.trajectory import Commit, Step, Trajectory, save
+
+from side_by_side import interleave, report
 
 
 def main() -> None:

@@ -13,10 +13,11 @@ import torch
 from gguf import GGUFWriter
 from torch import Tensor
 
-from doubles import RowDenoiser, Scores, tiny_backbone, tiny_config
 from unmask.decode.session import Model
 from unmask.model.checkpoint import save_folder
 from unmask.text.tokenizer import Tokenizer
+
+from doubles import RowDenoiser, Scores, tiny_backbone, tiny_config
 
 MASK, END, IM_START, IM_END = "<|mask|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")

@@ -8,8 +8,9 @@ import pytest
 import typer.main
 
 import unmask
-from checkpoints import write_checkpoint
 from unmask.cli.main import app
+
+from checkpoints import write_checkpoint
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("    unmask ")]

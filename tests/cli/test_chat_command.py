@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from checkpoints import scripted, spell, tiny_model, write_checkpoint
-from command_line import Outcome, refusal, unmask
 from unmask.cli import chat as module
 from unmask.decode import session
 from unmask.decode.run import Run
 from unmask.decode.session import Model
 from unmask.decode.settings import DecodeSettings
 from unmask.trajectory import StepEvent
+
+from checkpoints import scripted, spell, tiny_model, write_checkpoint
+from command_line import Outcome, refusal, unmask
 
 HELP = "/clear forgets the conversation, /exit (or Ctrl-D) leaves, /help shows this"
 

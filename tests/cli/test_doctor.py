@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from unmask.version import __version__
+
 from checkpoints import write_checkpoint
 from command_line import unmask
-from unmask.version import __version__
 
 KEYS = ["unmask", "python", "torch", "gguf", "system", "device", "threads", "memory", "model folder", "models here"]
 

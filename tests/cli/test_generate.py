@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoints import CHATML, END_ID, VOCAB_SIZE, scripted, spell, tiny_model, write_checkpoint, write_gguf
-from command_line import Outcome, refusal, start, unmask
 from unmask import trajectory as trajectories
 from unmask.decode import session
 from unmask.decode.run import Run
 from unmask.decode.session import Model, load
 from unmask.trajectory import StepEvent
+
+from checkpoints import CHATML, END_ID, VOCAB_SIZE, scripted, spell, tiny_model, write_checkpoint, write_gguf
+from command_line import Outcome, refusal, start, unmask
 
 PROMPT = "def add(a, b):"
 SHORT = ("--max-new-tokens", 8, "--dtype", "float32")

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoints import MASK_ID, VOCAB_SIZE, scripted, spell, tiny_model, write_checkpoint
-from command_line import Outcome, refusal, start, unmask
 from unmask import trajectory as trajectories
 from unmask.decode import session
 from unmask.decode.run import Run
 from unmask.decode.session import Model
 from unmask.trajectory import StepEvent
+
+from checkpoints import MASK_ID, VOCAB_SIZE, scripted, spell, tiny_model, write_checkpoint
+from command_line import Outcome, refusal, start, unmask
 
 CRLF = b"def f(x):\r\n    y = x\r\n    return y\r\n"
 AWKWARD = "a\r\nb\rc\nd\u2028e\x0cf\x00e\u0301[[?x]][[?3]]<|mask|>\ufeff\r\n".encode()

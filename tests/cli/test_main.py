@@ -13,11 +13,12 @@ from unittest import mock
 import pytest
 
 import unmask as package
-from command_line import Outcome, refusal, unmask
 from unmask.cli.options import _SETTINGS
 from unmask.decode.settings import POLICIES, DecodeSettings
 from unmask.errors import UnmaskError
 from unmask.trajectory import Commit, Step, Trajectory, save
+
+from command_line import Outcome, refusal, unmask
 
 VERBS = ("generate", "chat", "infill", "replay", "models", "doctor")
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from doubles import tiny_backbone, tiny_config
 from unmask.decode.canvas import Canvas, Positions
 from unmask.decode.denoiser import CHUNK, CachedDenoiser, Denoiser, FullDenoiser
 from unmask.decode.loop import denoise
 from unmask.decode.settings import POLICIES, DecodeSettings
 from unmask.errors import CheckpointError
 from unmask.model.config import ModelConfig
+
+from doubles import tiny_backbone, tiny_config
 
 MASK = 60
 

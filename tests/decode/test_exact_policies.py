@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from doubles import RowDenoiser, fixed_scores, mixed_scores, tiny_config
 from unmask.decode.canvas import Canvas
 from unmask.decode.loop import denoise
 from unmask.decode.policy import gumbel, rank_within_rows, take_above, take_best, take_factor
 from unmask.decode.settings import POLICIES, DecodeSettings
 from unmask.diffusion.schedule import split_steps
 from unmask.seeds import derive_seed
+
+from doubles import RowDenoiser, fixed_scores, mixed_scores, tiny_config
 
 VOCABULARY, MASK, END = 13, 12, 2
 FULL = tiny_config(family="dream", attention="full", mask_id=MASK, vocab_size=VOCABULARY)

@@ -8,12 +8,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from checkpoints import END_ID, FIM_PREFIX_ID, FIM_SUFFIX_ID, MASK_ID, VOCAB_SIZE, scripted, spell, tiny_model
 from unmask.decode.infill import Filler, Hole, Infilling, Segment, cut_lines, infill, parse_markers, start_infill
 from unmask.decode.session import Model
 from unmask.decode.settings import DecodeSettings
 from unmask.errors import CanvasError, CheckpointError, NumericsError, TextError
 from unmask.trajectory import Trajectory
+
+from checkpoints import END_ID, FIM_PREFIX_ID, FIM_SUFFIX_ID, MASK_ID, VOCAB_SIZE, scripted, spell, tiny_model
 
 GROWS = Hole(most=9)
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from doubles import RowDenoiser, fixed_scores, mixed_scores, tiny_backbone, tiny_config
 from unmask.decode.canvas import Canvas
 from unmask.decode.denoiser import CachedDenoiser, FullDenoiser
 from unmask.decode.loop import denoise
 from unmask.decode.settings import POLICIES, DecodeSettings
 from unmask.errors import CanvasError, CheckpointError, NumericsError, SettingsError
+
+from doubles import RowDenoiser, fixed_scores, mixed_scores, tiny_backbone, tiny_config
 
 FULL = tiny_config(family="dream", attention="full", mask_id=60)
 BLOCK = tiny_config(attention="block", block_length=8, mask_id=60)

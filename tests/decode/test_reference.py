@@ -5,12 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from doubles import FormulaDenoiser, tiny_config
-from reference_sampler import commits_per_step, diffusion_generate
 from unmask.decode.canvas import Canvas
 from unmask.decode.loop import denoise
 from unmask.decode.settings import DecodeSettings
 from unmask.errors import CheckpointError, NumericsError, SettingsError
+
+from doubles import FormulaDenoiser, tiny_config
+from reference_sampler import commits_per_step, diffusion_generate
 
 CONFIG = tiny_config(family="dream", attention="full", mask_id=60)
 PROMPTS = [[5, 9, 11], [7, 7, 3]]

@@ -15,6 +15,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import unmask
+from unmask.decode.infill import Hole, infill
+from unmask.decode.run import Generation, Run
+from unmask.decode.session import Model, load
+from unmask.decode.settings import DecodeSettings
+from unmask.errors import CanvasError, CheckpointError, SettingsError, TextError, TrajectoryError, UnknownModelError
+from unmask.model.config import Override
+from unmask.text.chat import Message
+from unmask.text.tokenizer import Tokenizer
+from unmask.trajectory import Commit, Step, Trajectory, first_difference, save
+from unmask.trajectory import load as load_trajectories
+
 from checkpoints import (
     CHATML,
     END,
@@ -30,16 +41,6 @@ from checkpoints import (
     write_checkpoint,
     write_gguf,
 )
-from unmask.decode.infill import Hole, infill
-from unmask.decode.run import Generation, Run
-from unmask.decode.session import Model, load
-from unmask.decode.settings import DecodeSettings
-from unmask.errors import CanvasError, CheckpointError, SettingsError, TextError, TrajectoryError, UnknownModelError
-from unmask.model.config import Override
-from unmask.text.chat import Message
-from unmask.text.tokenizer import Tokenizer
-from unmask.trajectory import Commit, Step, Trajectory, first_difference, save
-from unmask.trajectory import load as load_trajectories
 
 KINDS = ("full", "causal", "block")
 PROMPT = "def add(a, b):"

@@ -6,12 +6,13 @@ from functools import cache
 import pytest
 import torch
 
-from doubles import RowDenoiser, mixed_scores, tiny_backbone, tiny_config
 from unmask.decode.canvas import Canvas
 from unmask.decode.denoiser import CachedDenoiser, FullDenoiser
 from unmask.decode.loop import denoise
 from unmask.decode.settings import POLICIES, DecodeSettings
 from unmask.trajectory import Trajectory, first_difference, load, save
+
+from doubles import RowDenoiser, mixed_scores, tiny_backbone, tiny_config
 
 MASK = 60
 FULL = tiny_config(family="dream", attention="full", mask_id=MASK)

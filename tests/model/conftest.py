@@ -5,9 +5,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from sources import FakeHub, FakePip, Table, entry
 from unmask.model import hub, wheels
 from unmask.model.table import HubSource, PypiSource
+
+from sources import FakeHub, FakePip, Table, entry
 
 
 @pytest.fixture

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from doubles import tiny_backbone, tiny_config
 from unmask.model.attention import attention_mask
 from unmask.model.backbone import Backbone, rotary_tables, rotate
 from unmask.model.cache import KVCache, Ragged, Span
 from unmask.model.checkpoint import hf_name, hf_to_llada_name, llada_to_hf_name
 from unmask.model.config import Attention, RopeScaling
+
+from doubles import tiny_backbone, tiny_config
 
 CPU = torch.device("cpu")
 

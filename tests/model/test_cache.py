@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from doubles import tiny_config
 from unmask.model.cache import KVCache, Ragged, Span
+
+from doubles import tiny_config
 
 K, H, LAYERS = 2, 8, 2
 

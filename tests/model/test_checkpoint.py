@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from doubles import tiny_backbone, tiny_config
 from unmask.errors import CheckpointError
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import SafetensorsFile, load_folder, read_config, save_folder
 from unmask.model.config import Override
+
+from doubles import tiny_backbone, tiny_config
 
 CPU = torch.device("cpu")
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"

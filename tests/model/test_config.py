@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from doubles import tiny_config
 from unmask.errors import CheckpointError, SettingsError
 from unmask.model.config import ModelConfig, Override, RopeScaling
+
+from doubles import tiny_config
 
 QWEN2: dict[str, Any] = {
     "model_type": "qwen2",

@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from doubles import tiny_backbone, tiny_config
 from unmask.errors import CheckpointError
 from unmask.model import gguf as reader
 from unmask.model.backbone import Backbone
 from unmask.model.config import ModelConfig, Override
 from unmask.model.gguf import GGUFFile, gguf_config, load_gguf
+
+from doubles import tiny_backbone, tiny_config
 
 CPU = torch.device("cpu")
 PERMUTED = ("llama", "llada")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sources import DATA, FOLDER, HUB_FILE, HUB_FOLDER, PYPI, SHA256, FakeHub, FakePip, Table, failure, write_folder
 from unmask.errors import CheckpointError, DownloadError, SettingsError, UnknownModelError
 from unmask.model.hub import Resolved, cached, remove, resolve
+
+from sources import DATA, FOLDER, HUB_FILE, HUB_FOLDER, PYPI, SHA256, FakeHub, FakePip, Table, failure, write_folder
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

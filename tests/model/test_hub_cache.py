@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sources import DATA, FOLDER, HUB_FILE, FakeHub, Table, failure
 from unmask.model import hub_cache
 from unmask.model.hub import cached, remove, resolve
+
+from sources import DATA, FOLDER, HUB_FILE, FakeHub, Table, failure
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

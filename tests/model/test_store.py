@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from sources import DATA, FOLDER, HUB_FILE, HUB_FOLDER, PYPI, SHA256, FakeHub, FakePip, Table, failure, write_folder
 from unmask.errors import CheckpointError, DownloadError
 from unmask.model import store
 from unmask.model.hub import Resolved, cached, resolve
+
+from sources import DATA, FOLDER, HUB_FILE, HUB_FOLDER, PYPI, SHA256, FakeHub, FakePip, Table, failure, write_folder
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from sources import DATA, PIECES, PYPI, SHA256, WHEELS, FakePip, Table, failure, write_wheel
 from unmask.model import wheels
 from unmask.model.hub import Progress, cached, resolve
 from unmask.model.table import Wheel
+
+from sources import DATA, PIECES, PYPI, SHA256, WHEELS, FakePip, Table, failure, write_wheel
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from doubles import tiny_backbone, tiny_config
 from unmask.errors import CheckpointError
 from unmask.model.adapter import merge_adapter
 from unmask.model.attention import attention_mask
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import hf_name, load_folder, save_folder
 from unmask.model.packed import can_pack, pack
+
+from doubles import tiny_backbone, tiny_config
 
 CPU = torch.device("cpu")
 RANK, ALPHA = 3, 7

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from doubles import tiny_backbone, tiny_config
 from unmask.model.attention import attention_mask
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import load_folder, save_folder
 from unmask.model.config import Attention, RopeScaling
+
+from doubles import tiny_backbone, tiny_config
 
 transformers = pytest.importorskip("transformers")
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bpe_checkpoint import CHATML, LLAMA_LIKE, SPECIAL, train_bpe, write_json_layout
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask.errors import TextError
 from unmask.text.chat import Message, encode_chat, render_chat
 from unmask.text.tokenizer import Tokenizer
+
+from bpe_checkpoint import CHATML, LLAMA_LIKE, SPECIAL, train_bpe, write_json_layout
 
 SYSTEM = Message("system", "Answer in code.")
 USER = Message("user", "  Reverse a list.\n")

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
-from bpe_checkpoint import CHATML, CORPUS, SPECIAL, TRICKY, Bpe, train_bpe, write_vocab_layout
 from unmask.errors import TextError
 from unmask.model.gguf import GGUFFile
 from unmask.text.chat import Message, encode_chat
 from unmask.text.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_from_gguf
 from unmask.text.tokenizer import Tokenizer, build_backend
+
+from bpe_checkpoint import CHATML, CORPUS, SPECIAL, TRICKY, Bpe, train_bpe, write_vocab_layout
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 NUM_UNUSED = 3

@@ -9,7 +9,6 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from bpe_checkpoint import NOT_SPECIAL, SPECIAL, TRICKY, Bpe, train_bpe, write_json_layout, write_vocab_layout
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
@@ -17,6 +16,8 @@ from tokenizers import decoders, models
 
 from unmask.errors import TextError
 from unmask.text.tokenizer import GPT2, AddedToken, FimIds, Tokenizer, build_backend
+
+from bpe_checkpoint import NOT_SPECIAL, SPECIAL, TRICKY, Bpe, train_bpe, write_json_layout, write_vocab_layout
 
 BYTES = Tokenizer.byte_level(["<|mask|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"])
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
