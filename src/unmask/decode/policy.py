@@ -114,7 +114,7 @@ def take_factor(
     factor: float,
     at_least_M: Int[Tensor, " M"],
 ) -> Bool[Tensor, " M"]:
-    """The largest n with (n + 1)(1 - c_n) < factor, c_n the n-th best confidence (Fast-dLLM, section 3.3).
+    """The largest n with (n + 1)(1 - c_n) < factor, c_n the n-th best confidence (Fast-dLLM, arXiv 2505.22618).
 
     With factor 1 the product of the marginals and the joint distribution have the same best answer. (n + 1)(1 - c_n)
     grows with n, so the places that satisfy it are the n best. Ranks must be by confidence.

@@ -43,8 +43,8 @@ class DecodeSettings:
     """Confidence in (0, 1] from which `threshold` commits; 0.9 when None (Fast-dLLM, arXiv 2505.22618)."""
 
     factor: float | None = None
-    """`factor` commits the n best with (n + 1)(1 - confidence of the n-th) < factor; 1.0 when None (ibid., section
-    3.3)."""
+    """`factor` commits the n best with (n + 1)(1 - confidence of the n-th) < factor; 1.0 when None (the same
+    paper)."""
 
     temperature: float = 0.0
     """0 is greedy. Acts before the score, so it moves the order as well as the tokens; see `temperature_role`."""
