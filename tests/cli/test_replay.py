@@ -193,8 +193,9 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 # --- on a terminal ------------------------------------------------------------------------------------------------
 
 PROGRAM = """
-import fcntl, termios, typer
+import fcntl, signal, termios, typer
 from unmask.cli.replay import replay
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # this terminal's Ctrl-C is for us
 app = typer.Typer()
 app.command()(replay)
