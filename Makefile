@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-weights lint types layers check docs clean
+.PHONY: help install install-dev demo test test-weights lint types layers check clean
 
 help:
 	@sed -n '2,3p' Makefile | sed 's/^#   //'
