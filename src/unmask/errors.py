@@ -8,6 +8,8 @@
     ├── DownloadError      a file could not be fetched, or is not the file that was asked for
     ├── TextError          a tokenizer, a chat template or an input text cannot be used
     ├── TrajectoryError    a trajectory file cannot be read, or does not fit what is asked of it
+    ├── SandboxError       no jail could be had, or one was lost; never a verdict about a program
+    ├── TaskError          a task, a benchmark's data or a file of samples cannot be used
     └── NumericsError      the network returned numbers that are not numbers
 
 A message says, in this order: what was given, the rule it breaks, what to do next. The command line prints it
@@ -53,6 +55,14 @@ class TextError(UnmaskError, ValueError):
 
 class TrajectoryError(UnmaskError):
     """A trajectory file cannot be read, or does not fit what is asked of it."""
+
+
+class SandboxError(UnmaskError):
+    """No jail could be had, or one was lost; never a verdict about a program."""
+
+
+class TaskError(UnmaskError, ValueError):
+    """A task, a benchmark's data or a file of samples cannot be used."""
 
 
 class NumericsError(UnmaskError, ArithmeticError):

@@ -1,0 +1,1 @@
+"""Tasks, the files that they come from, and what training data shares with them."""

@@ -1,0 +1,134 @@
+"""The process of one untrusted program: load its code, call it, and send back what it returns.
+
+Nothing in this process is trusted once the program's first statement has run, so nothing here decides anything: it holds
+the inputs and no answers, and what it sends is bytes that others decode with care.
+
+    supervisor → program   J job (once)
+    program → supervisor   S syntax error    I error while loading    K loaded, with the names that it defines
+                           R result of the next call    X exception of the next call    T the call took too long
+                           D all calls made    O more output than allowed
+
+In the serving mode the calls come from the tests' process over a second socket (`remote.py` has that protocol).
+"""
+
+import builtins
+import io
+import json
+import marshal
+import os
+import signal
+import struct
+import sys
+import time
+import types
+
+from . import remote, values, wire
+
+
+MODULE = "solution"
+_RESULT = struct.Struct("<?d")
+
+
+class OutputLimit(BaseException):
+    """The program printed more than it may."""
+
+
+class CallTimeout(BaseException):
+    """One call used more CPU time than it may."""
+
+
+class Sink(io.TextIOBase):
+    """Standard output of a program: counted and dropped."""
+
+    def __init__(self, limit):
+        self.left = limit
+
+    def writable(self):
+        return True
+
+    def write(self, text):
+        self.left -= len(text)
+        if self.left < 0:
+            raise OutputLimit
+        return len(text)
+
+
+def run(conn, peer):
+    """Serve the one job that arrives on `conn`; `peer` is the socket of the tests' process, or None."""
+    kind, payload = wire.receive(conn)
+    if kind != b"J":
+        return
+    job = marshal.loads(payload)  # from the supervisor
+    sys.stdout = sys.stderr = Sink(job["output_bytes"])
+    module = _load(conn, job["code"])
+    if module is None:
+        return
+    if job["mode"] == "serve":
+        names = [name for name in vars(module) if isinstance(name, str) and not name.startswith("__")]
+        wire.send(conn, b"K", json.dumps(names[:10_000]).encode("utf-8", "replace"))
+        remote.serve(peer, vars(module))
+        return
+    wire.send(conn, b"K", b"[]")
+    entry = vars(module).get(job["entry_point"])
+    if not callable(entry):
+        what = "is not a function" if job["entry_point"] in vars(module) else "is not defined"
+        _send_error(conn, b"I", NameError(f"{job['entry_point']} {what}"))
+        return
+    _call_all(conn, entry, marshal.loads(job["inputs"]), job["call_cpu_seconds"])
+
+
+def _load(conn, source):
+    """Run the program's own statements in a fresh module; None after an error, which has been sent."""
+    module = types.ModuleType(MODULE)
+    sys.modules[MODULE] = module
+    try:
+        code = compile(source, "<program>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError, UnicodeError) as error:
+        _send_error(conn, b"S", error)
+        return None
+    try:
+        exec(code, vars(module))
+    except BaseException as error:
+        _send_error(conn, b"O" if isinstance(error, OutputLimit) else b"I", error)
+        return None
+    return module
+
+
+def _call_all(conn, entry, inputs, cpu_limits):
+    pack, compact, encode_any, now = _RESULT.pack, values.compact, values.encode_any, time.process_time
+    if cpu_limits:
+        signal.signal(signal.SIGPROF, _on_timeout)
+    for index, arguments in enumerate(inputs):
+        started = now()
+        allowed = cpu_limits[index] if cpu_limits else 0.0
+        try:
+            if allowed:
+                signal.setitimer(signal.ITIMER_PROF, allowed)
+            result = entry(*arguments)
+            if allowed:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+            spent = now() - started
+            if allowed and spent > allowed:
+                raise CallTimeout
+            data, is_exact = encode_any(result)
+            reply = wire.frame(b"R", pack(is_exact, spent) + compact(data))
+        except CallTimeout:
+            wire.send(conn, b"T")
+            return
+        except OutputLimit:
+            wire.send(conn, b"O")
+            return
+        except BaseException as error:
+            _send_error(conn, b"X", error)
+            return
+        result = data = None
+        conn.sendall(reply)
+    wire.send(conn, b"D")
+
+
+def _on_timeout(signum, frame):
+    raise CallTimeout
+
+
+def _send_error(conn, kind, error):
+    wire.send(conn, kind, remote.describe(error))

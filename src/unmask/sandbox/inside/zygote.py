@@ -1,0 +1,211 @@
+"""The jail's first process: it loads the libraries once, and forks one child for each run.
+
+It is started as `python -s -S -B -m inside.zygote CONFIG` with the control socket as standard input. It reads the supervisor's short
+commands and never sees a program, a test or an answer: those go straight to the child, over sockets that are handed on.
+So nothing of one run can be found in the memory of the next.
+
+    fork  {"op": "fork", "role": "program" | "judge", "limits": {...}} with one or two sockets   →  {"pid": 7}
+    cpu   {"op": "cpu"}  CPU seconds of each running child                                   →  {"cpu": {"7": 0.25}, "files": 1}
+    end   {"op": "end"}  kill what still runs, clear the private folder  →  {"ended": [[7, status, seconds, bytes]], "clean": true}
+
+End of file on the control socket ends the jail.
+"""
+
+import gc
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import sys
+import time
+import warnings
+
+from . import confine, guard, judge, program, unittests
+
+CONTROL = 3
+
+
+def main():
+    config = json.loads(sys.argv[1])
+    sys.path.remove(os.environ.pop("PYTHONPATH"))  # it was there to find this package
+    os.dup2(0, CONTROL)
+    silence = os.open(os.devnull, os.O_RDWR)
+    os.dup2(silence, 0)
+    if silence != 0:
+        os.close(silence)
+    control = socket.socket(fileno=CONTROL)
+    try:
+        confine.enter(config)
+    except OSError as error:
+        control.sendall(json.dumps({"error": str(error)}).encode())
+        return
+    sys.path.extend(config["site"])
+    sys.meta_path.append(_Packages(config["packages"]))
+    missing = _preload(config["preload"])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the supervisor
+    os.dup2(0, 1)
+    os.dup2(0, 2)
+    gc.collect()
+    gc.freeze()
+    control.sendall(json.dumps({"ready": sys.version.split()[0], "missing": missing, "uid": os.getuid()}).encode())
+    children = {}
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 65536, 2)
+        if not message:
+            break
+        request = json.loads(message)
+        if request["op"] == "fork":
+            reply = _fork(request, config, descriptors, children, control)
+        elif request["op"] == "cpu":
+            reply = {"cpu": {str(pid): _cpu_seconds(pid) for pid in children}, "files": _num_files(config["folder"])}
+        else:
+            reply = _end(children, config)
+        control.sendall(json.dumps(reply).encode())
+    _end(children, config)
+
+
+class _Packages:
+    """Finds single packages whose folder's other contents are out of sight."""
+
+    def __init__(self, places):
+        self.places = places
+
+    def find_spec(self, name, path=None, target=None):
+        place = self.places.get(name)
+        if place is None:
+            return None
+        start = os.path.join(place, "__init__.py")
+        return importlib.util.spec_from_file_location(name, start, submodule_search_locations=[place])
+
+
+def _preload(names):
+    """Import what programs are likely to want; return what is not there."""
+    missing = []
+    warnings.simplefilter("ignore")
+    for name in names:
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(name)
+    warnings.resetwarnings()
+    return missing
+
+
+def _fork(request, config, descriptors, children, control):
+    try:
+        pid = os.fork()
+    except OSError as error:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return {"error": str(error)}
+    if pid == 0:
+        status = 1
+        try:
+            _child(request, config, descriptors, control)
+            status = 0
+        finally:
+            os._exit(status)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    children[pid] = True
+    return {"pid": pid}
+
+
+def _child(request, config, descriptors, control):
+    """Give up everything that a run does not need, then run it."""
+    gc.enable()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    control.detach()
+    kept = []
+    for target, descriptor in enumerate(descriptors, CONTROL + 10):
+        os.dup2(descriptor, target)
+    for target in range(CONTROL + 10, CONTROL + 10 + len(descriptors)):
+        kept.append(socket.socket(fileno=target))
+    os.closerange(3, CONTROL + 10)
+    os.closerange(CONTROL + 10 + len(descriptors), 1024)
+    os.chdir(config["folder"] if config["folder"] else "/")
+    limits = request["limits"]
+    guard.limit({**limits, "loose": config["loose"]})
+    if config["seccomp"]:
+        guard.forbid(loose=config["loose"], sees_host_files=config["sees_host_files"])
+    conn, peer = kept[0], kept[1] if len(kept) > 1 else None
+    role = {"program": program.run, "judge": judge.run, "unittest": unittests.run}[request["role"]]
+    try:
+        role(conn, peer)
+    except (OSError, ValueError):  # the other side has hung up
+        pass
+
+
+def _cpu_seconds(pid):
+    """CPU time of all threads of a child so far, by its process clock (clock_getcpuclockid(3))."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except (OSError, OverflowError):
+        return 0.0
+
+
+def _num_files(folder):
+    """Inodes in use in the private folder's file system."""
+    if not folder:
+        return 0
+    found = os.statvfs(folder)
+    return found.f_files - found.f_ffree
+
+
+def _end(children, config):
+    for pid in children:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    ended = []
+    for pid in list(children):
+        _, status, usage = os.wait4(pid, 0)
+        ended.append([pid, status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024])
+        del children[pid]
+    if config["own_pids"]:
+        _sweep()
+    return {"ended": ended, "clean": _clear(config["folder"])}
+
+
+def _sweep():
+    """End every other process of the jail: the process namespace is ours alone."""
+    try:
+        os.kill(-1, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def _clear(folder):
+    """Empty the private folder. False where it cannot be done quickly: then the jail is thrown away."""
+    if not folder:
+        return True
+    try:
+        if os.stat(folder).st_uid == os.getuid():
+            os.chmod(folder, 0o700)
+        names = os.listdir(folder)
+        if not names:
+            return True
+        if len(names) > 1000:
+            return False
+        for name in names:
+            path = os.path.join(folder, name)
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+        return not os.listdir(folder)
+    except (OSError, RecursionError):
+        return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,454 @@
+"""One place where programs are judged, one at a time: a jail for the program and a jail for its judge.
+
+The two have nothing in common but a socket. The jails are started when first needed, kept from program to program, and
+replaced when one is lost or cannot be cleaned.
+"""
+
+import contextlib
+import json
+import marshal
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from unmask.errors import SandboxError
+from unmask.sandbox import backends
+from unmask.sandbox.channel import Channel, Garbled, wait
+from unmask.sandbox.inside import judge as inside_judge
+from unmask.sandbox.inside import remote, values
+from unmask.sandbox.jail import Ended, Jail, JailLost
+from unmask.sandbox.tests import AssertTests, CallTests, Tests, UnitTests
+from unmask.sandbox.verdict import Limits, Status, Verdict
+
+_RESULT = struct.Struct("<?d")
+_MAX_FILES = 20_000
+_FIRST_LOOK, _LOOK = 0.2, 0.3
+_JUDGE_LIMITS = Limits(cpu_seconds=20, wall_seconds=120, memory_bytes=4 << 30, processes=8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRun:
+    """What a trusted program returned: encoded answers (digests where they are large), CPU seconds of each call."""
+
+    answers: tuple[bytes, ...]
+    cpu_seconds: tuple[float, ...]
+    error: str = ""
+
+
+class _Ruling(Exception):
+    """A run is decided; carries the status and message."""
+
+    def __init__(self, status: Status, message: str, failed_test: int | None = None) -> None:
+        super().__init__(message)
+        self.status: Status = status
+        self.message = message
+        self.failed_test = failed_test
+
+
+class Slot:
+    """Judges programs one after the other."""
+
+    def __init__(
+        self,
+        backend: backends.Backend,
+        interpreter: backends.Interpreter,
+        *,
+        number: int,
+        loose: bool = False,
+    ) -> None:
+        self._backend = backend
+        self._interpreter = interpreter
+        self._number = number
+        self._loose = loose
+        self._folders = contextlib.ExitStack()
+        self._jails: dict[str, Jail] = {}
+        self._disk_bytes = Limits().disk_bytes
+
+    def judge(self, code: str, tests: Tests, limits: Limits) -> Verdict:
+        """The verdict on one program. Never raises for what the program does."""
+        started = time.monotonic()
+        verdict = self._attempt(code, tests, limits)
+        if verdict.status == "sandbox_error":  # perhaps the jail was old or the machine full: once more, in fresh ones
+            self.close()
+            verdict = self._attempt(code, tests, limits)
+        in_process = isinstance(tests, UnitTests)
+        return replace(
+            verdict,
+            wall_seconds=time.monotonic() - started,
+            backend=self._backend.name,
+            is_in_process=in_process,
+        )
+
+    def call(self, code: str, entry_point: str, inputs: bytes, limits: Limits) -> CallRun:
+        """Run a program on inputs and give what it returns, for references."""
+        answers: list[bytes] = []
+        seconds: list[float] = []
+        tests = CallTests(entry_point=entry_point, inputs=inputs, expected=())
+        try:
+            with _Run(self, limits) as run:
+                for _, cpu_seconds, data in run.results(code, tests, count=None):
+                    answers.append(data)
+                    seconds.append(cpu_seconds)
+        except _Ruling as ruling:
+            return CallRun(
+                answers=tuple(answers), cpu_seconds=tuple(seconds), error=f"{ruling.status}: {ruling.message}"
+            )
+        return CallRun(answers=tuple(answers), cpu_seconds=tuple(seconds))
+
+    def close(self) -> None:
+        """End both jails."""
+        for jail in self._jails.values():
+            jail.close()
+        self._jails.clear()
+        self._folders.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that hold the jails."""
+        return [jail.pid for jail in self._jails.values()]
+
+    def jail(self, role: str) -> Jail:
+        """The jail for this role, started if need be."""
+        if role not in self._jails:
+            loose = self._loose and role == "program"
+            interpreter = self._interpreter if role == "program" else backends.running_interpreter()
+            folder = self._folders.enter_context(backends.Folder(self._backend))
+            self._jails[role] = Jail(
+                backends.plan(
+                    self._backend,
+                    interpreter,
+                    Limits(disk_bytes=self._disk_bytes),
+                    folder=folder,
+                    number=2 * self._number + (role == "judge"),
+                    loose=loose,
+                )
+            )
+        return self._jails[role]
+
+    def discard(self, role: str) -> None:
+        """Throw a jail away; the next run gets a new one."""
+        jail = self._jails.pop(role, None)
+        if jail is not None:
+            jail.close()
+
+    def _attempt(self, code: str, tests: Tests, limits: Limits) -> Verdict:
+        if limits.disk_bytes != self._disk_bytes:
+            self.close()
+            self._disk_bytes = limits.disk_bytes
+        run = _Run(self, limits)
+        num_tests = 0
+        try:
+            with run:
+                if isinstance(tests, CallTests):
+                    num_tests = run.calls(code, tests)
+                elif isinstance(tests, AssertTests):
+                    num_tests = run.asserts(code, tests)
+                else:
+                    num_tests = run.unit_tests(code, tests)
+            return Verdict(status="pass", num_tests=num_tests, cpu_seconds=run.cpu_seconds)
+        except _Ruling as ruling:
+            return Verdict(
+                status=ruling.status,
+                message=ruling.message,
+                failed_test=ruling.failed_test,
+                num_tests=ruling.failed_test or 0,
+                cpu_seconds=run.cpu_seconds,
+                tampering=ruling.message if ruling.message.startswith(_TAMPERED) else "",
+            )
+        except (SandboxError, OSError) as error:
+            self.close()
+            return Verdict(status="sandbox_error", message=str(error))
+
+
+_TAMPERED = "the program changed its judge"
+
+
+class _Run:
+    """One program in its jail, from its start to its end."""
+
+    def __init__(self, slot: Slot, limits: Limits) -> None:
+        self._slot = slot
+        self._limits = limits
+        self._channels: dict[str, Channel] = {}
+        self._pids: dict[str, int] = {}
+        self._ended: dict[str, Ended] = {}
+        self._started = time.monotonic()
+        self._next_look = _FIRST_LOOK
+        self.cpu_seconds = 0.0
+
+    def __enter__(self) -> "_Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for role in list(self._pids):
+            self._end(role)
+        for channel in self._channels.values():
+            channel.close()
+
+    # ---------------------------------------------------------------------------------------------- kinds of tests
+
+    def calls(self, code: str, tests: CallTests) -> int:
+        """Judge by calls; the number of calls. Raises _Ruling unless every result is accepted."""
+        count = len(tests.expected)
+        for index, (is_exact, _, data) in enumerate(self.results(code, tests, count=count)):
+            if data == tests.expected[index] and tests.oracle != "find_zero":
+                continue
+            self._compare(index, is_exact, data, tests)
+        return count
+
+    def results(self, code: str, tests: CallTests, *, count: int | None) -> Iterator[tuple[bool, float, bytes]]:
+        """Each call's result as it arrives: (is_exact, CPU seconds by the program's own account, encoded value)."""
+        job = {
+            "mode": "call",
+            "code": code,
+            "entry_point": tests.entry_point,
+            "inputs": tests.inputs,
+            "call_cpu_seconds": list(tests.call_cpu_seconds),
+            "output_bytes": self._limits.output_bytes,
+        }
+        self._start("program", job)
+        self._loaded()
+        index = 0
+        while True:
+            kind, payload = self._next("program")
+            if kind == b"R" and (count is None or index < count) and len(payload) >= _RESULT.size:
+                is_exact, seconds = _RESULT.unpack_from(payload)
+                yield is_exact, seconds, payload[_RESULT.size :]
+                index += 1
+            elif kind == b"D" and (count is None or index == count):
+                return
+            elif kind == b"X":
+                raise self._raised(payload, index, _shown_call(tests, index))
+            elif kind == b"T":
+                allowed = tests.call_cpu_seconds[index] if index < len(tests.call_cpu_seconds) else 0.0
+                message = f"{_shown_call(tests, index)} took more than {allowed:.3g} s of CPU time"
+                raise _Ruling("timeout", message, index)
+            else:
+                raise self._not_understood(kind, payload, index)
+
+    def asserts(self, code: str, tests: AssertTests) -> int:
+        """Judge by assertions in a process of their own; 1 when they hold. Raises _Ruling otherwise."""
+        program_end, judge_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        job = {"mode": "serve", "code": code, "output_bytes": self._limits.output_bytes}
+        try:
+            self._start("program", job, peer=program_end)
+            names = self._loaded()
+            self._start(
+                "judge",
+                {
+                    "mode": "assert",
+                    "code": tests.code,
+                    "setup": tests.setup,
+                    "entry_point": tests.entry_point,
+                    "names": names,
+                    "writes_back": tests.writes_back,
+                },
+                peer=judge_end,
+            )
+        finally:
+            program_end.close()
+            judge_end.close()
+        kind, payload = self._next("judge", watch="program")
+        if kind == b"P":
+            return 1
+        if kind == b"F":
+            raise _failed_assertion(payload)
+        raise self._gone("program", "its replies to the tests were not understood")
+
+    def unit_tests(self, code: str, tests: UnitTests) -> int:
+        """Judge by a unittest class in the program's own process; the number of tests. Raises _Ruling otherwise."""
+        job = {"code": code, "tests": tests.code, "test_class": tests.test_class}
+        self._start("program", job, role_inside="unittest")
+        kind, payload = self._next("program")
+        if kind == b"S":
+            raise _Ruling("syntax_error", _describe(payload))
+        if kind == b"I":
+            raise self._raised(payload, None, "loading the program")
+        if kind != b"U":
+            raise self._not_understood(kind, payload, None)
+        try:
+            report = json.loads(payload)
+            ran, skipped, problems = int(report["ran"]), int(report["skipped"]), list(report["problems"])
+            changed = [str(name) for name in report["changed"]]
+        except (ValueError, KeyError, TypeError):
+            raise _Ruling("crash", "the report of its tests was not understood") from None
+        if changed:
+            raise _Ruling("fail", f"{_TAMPERED}: {', '.join(changed[:5])}")
+        if problems:
+            test, kind_name, text = (str(part) for part in problems[0])
+            raise _Ruling("fail", f"{test.split(' ')[0]} of {tests.num_tests} tests: {kind_name}: {text}"[:1000])
+        if ran != tests.num_tests or skipped:
+            raise _Ruling("fail", f"{ran - skipped} tests ran where the trusted source has {tests.num_tests}")
+        return ran
+
+    # ------------------------------------------------------------------------------------------------- the machinery
+
+    def _start(
+        self, role: str, job: dict[str, Any], *, peer: socket.socket | None = None, role_inside: str | None = None
+    ) -> None:
+        limits = self._limits if role == "program" else _JUDGE_LIMITS
+        if role == "judge":
+            limits = replace(limits, cpu_seconds=max(limits.cpu_seconds, self._limits.cpu_seconds))
+        sock, pid = self._slot.jail(role).fork(role_inside or role, limits, peer=peer)
+        channel = Channel(sock, limit=self._limits.output_bytes if role == "program" else 1 << 30)
+        self._channels[role], self._pids[role] = channel, pid
+        # a lone surrogate must not cost the verdict: the program's side refuses such a source by itself
+        data = {
+            k: v.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if k == "code" else v
+            for k, v in job.items()
+        }
+        with contextlib.suppress(OSError):  # it has ended already; reading tells why
+            channel.send(b"J", marshal.dumps(data, 2))
+
+    def _loaded(self) -> list[str]:
+        """Wait until the program's own statements have run; the names that it defines."""
+        kind, payload = self._next("program")
+        if kind == b"K":
+            try:
+                return [str(name) for name in json.loads(payload)]
+            except (ValueError, TypeError):
+                pass
+        if kind == b"S":
+            raise _Ruling("syntax_error", _describe(payload))
+        if kind == b"I":
+            raise self._raised(payload, None, "loading the program")
+        raise self._not_understood(kind, payload, None)
+
+    def _next(self, role: str, *, watch: str | None = None) -> tuple[bytes, bytes]:
+        """The next frame of a child; its end is `(b"", b"")`. Raises _Ruling when a limit is reached meanwhile."""
+        channel = self._channels[role]
+        while True:
+            try:
+                found = channel.take()
+            except Garbled as error:
+                raise _Ruling("output", str(error)) from None
+            if found is not None:
+                return found
+            elapsed = time.monotonic() - self._started
+            if elapsed >= self._next_look:
+                self._look(elapsed)
+                self._next_look = elapsed + _LOOK
+            wait([channel], min(self._next_look, self._limits.wall_seconds) - elapsed)
+
+    def _look(self, elapsed: float) -> None:
+        """Check the limits that the kernel does not."""
+        for role, pid in self._pids.items():
+            usage, files = self._slot.jail(role).usage()
+            allowed = self._limits.cpu_seconds if role == "program" else max(20.0, self._limits.cpu_seconds)
+            if usage.get(pid, 0.0) >= allowed:
+                raise _Ruling("timeout", f"the run took more than {allowed:.3g} s of CPU time")
+            if role == "program" and files > _MAX_FILES:
+                raise _Ruling("output", f"the program made more than {_MAX_FILES} files")
+        if elapsed >= self._limits.wall_seconds:
+            raise _Ruling("timeout", f"the run took more than {self._limits.wall_seconds:.3g} s")
+
+    def _end(self, role: str) -> Ended | None:
+        """End a child, and leave its jail clean or discarded."""
+        pid = self._pids.pop(role, None)
+        if pid is None:
+            return self._ended.get(role)
+        try:
+            ended, is_clean = self._slot.jail(role).end()
+        except JailLost:
+            self._slot.discard(role)
+            return None
+        if not is_clean:
+            self._slot.discard(role)
+        found = ended.get(pid)
+        if found is not None:
+            self._ended[role] = found
+            if role == "program":
+                self.cpu_seconds = found.cpu_seconds
+        return found
+
+    def _gone(self, role: str, otherwise: str) -> _Ruling:
+        """Why a child stopped answering, from how it ended."""
+        try:
+            ended = self._wait_for_end(role)
+        except _Ruling as ruling:
+            return ruling
+        if ended is None:
+            return _Ruling("crash", "the program broke its jail's helper process; the jail was replaced")
+        limit = self._limits.cpu_seconds
+        if ended.signal in (signal.SIGXCPU, signal.SIGKILL) and ended.cpu_seconds >= limit * 0.9:
+            return _Ruling("timeout", f"the run took more than {limit:.3g} s of CPU time")
+        if ended.signal == signal.SIGKILL:
+            return _Ruling("crash", otherwise)
+        return _Ruling("crash", ended.describe())
+
+    def _wait_for_end(self, role: str) -> Ended | None:
+        """Give a child whose socket is closed a moment to end by itself, so that its status says why."""
+        channel = self._channels[role]
+        deadline = time.monotonic() + 0.2
+        while not channel.is_closed and time.monotonic() < deadline:
+            wait([channel], 0.05)
+            with contextlib.suppress(Garbled):
+                channel.take()
+        return self._end(role)
+
+    def _not_understood(self, kind: bytes, payload: bytes, index: int | None) -> _Ruling:
+        if kind == b"O":
+            return _Ruling("output", f"the program printed more than {self._limits.output_bytes} characters", index)
+        if kind == b"":
+            ruling = self._gone("program", "its process ended without a word")
+            return _Ruling(ruling.status, ruling.message, index)
+        return _Ruling("crash", "its replies were not understood", index)
+
+    def _raised(self, payload: bytes, index: int | None, where: str) -> _Ruling:
+        try:
+            record = json.loads(payload)
+            builtin, errno = str(record["builtin"]), record.get("errno")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return _Ruling("crash", "its replies were not understood", index)
+        return _Ruling(_status_of(builtin, errno), f"{where} raised {_describe(payload)}", index)
+
+    def _compare(self, index: int, is_exact: bool, data: bytes, tests: CallTests) -> None:
+        """Have the judge's process compare one result; return if it accepts. Raises _Ruling otherwise."""
+        call = _shown_call(tests, index)
+        if data[:1] == b"D" or tests.expected[index][:1] == b"D":
+            raise _Ruling("fail", f"{call} returned another large value than expected", index)
+        if "judge" not in self._pids:
+            self._start("judge", {"mode": "compare", "oracle": tests.oracle, "atol": tests.atol})
+        arguments = b"" if tests.oracle == "equal" else values.encode(marshal.loads(tests.inputs)[index])
+        payload = inside_judge.pack_comparison(is_exact, data, tests.expected[index], arguments)
+        with contextlib.suppress(OSError):
+            self._channels["judge"].send(b"C", payload)
+        kind, answer = self._next("judge")
+        if kind == b"Y":
+            return
+        if kind != b"N":
+            raise _Ruling("fail", f"{call} returned a value that cannot be compared within the limits", index)
+        got, expected = json.loads(answer)
+        raise _Ruling("fail", f"{call} returned {got}, expected {expected}", index)
+
+
+def _status_of(builtin: str, errno: object = None) -> Status:
+    if builtin == "MemoryError":
+        return "memory"
+    return "output" if errno in (27, 28, 122) else "fail"  # EFBIG, ENOSPC, EDQUOT
+
+
+def _describe(payload: bytes) -> str:
+    try:
+        record = json.loads(payload)
+        return f"{record['type']}: {record['message']}"[:1000].rstrip(": ")
+    except (ValueError, KeyError, TypeError):
+        return "an exception that cannot be shown"
+
+
+def _failed_assertion(payload: bytes) -> _Ruling:
+    record = json.loads(payload)
+    kinds: dict[str, Status] = {"MemoryError": "memory", "OutputLimit": "output"}
+    message = str(record["message"]) + (f"; the last call: {record['last']}" if record["last"] else "")
+    return _Ruling(kinds.get(str(record["type"]), "fail"), message)
+
+
+def _shown_call(tests: CallTests, index: int) -> str:
+    """The call as one would write it; its arguments are the benchmark's own."""
+    inputs = marshal.loads(tests.inputs)
+    arguments = ", ".join(remote.short(value, 120) for value in inputs[index]) if index < len(inputs) else "…"
+    return f"{tests.entry_point}({arguments})"
