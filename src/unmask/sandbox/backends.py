@@ -1,11 +1,12 @@
 """The back ends: what a jail is made of, what it promises, and which one this machine can have.
 
-* `bwrap` – bubblewrap: namespaces (no network, no foreign process, no host file but the interpreter, read-only), a private
-  folder of limited size, no privileges; inside, resource limits and a seccomp filter for each program.
-* `landlock` – the same zygote without bubblewrap: Landlock, seccomp and resource limits; namespaces too where the kernel lets
-  this user have them. Without them a program cannot write files at all, and can see that other processes exist.
-* `plain` – resource limits only. A program can read and delete what this user can, and reach the network. Never chosen by
-  itself.
+* `bwrap` – bubblewrap: namespaces (no network, no foreign process, no host file but the interpreter, read-only), a
+  private folder of limited size, no privileges; inside, resource limits and a seccomp filter for each program.
+* `landlock` – the same zygote without bubblewrap: Landlock, seccomp and resource limits; namespaces too where the
+  kernel lets this user have them. Without them a program cannot write files at all, and can see that other processes
+  exist.
+* `plain` – resource limits only. A program can read and delete what this user can, and reach the network. Never chosen
+  by itself.
 
 With each of them the judge stands outside the program's process, so a program cannot fake a verdict; what differs is
 what it could do to the machine.
@@ -20,7 +21,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from unmask.errors import SandboxError, did_you_mean
 from unmask.sandbox.inside import confine, guard
@@ -56,6 +57,8 @@ class Interpreter:
     packages: tuple[Path, ...] = ()
     """Single packages that are shown."""
     preload: tuple[str, ...] = PRELOAD
+    name: str = ""
+    """Name of the environment, where it is not the running one."""
 
 
 def running_interpreter() -> Interpreter:
@@ -84,6 +87,7 @@ class Backend:
 
 
 _COMMON = ("the judge is outside the program's process", "CPU, memory, file, process and output limits")
+_APART = ("no foreign processes", "private folder")
 _SECCOMP = "system calls filtered (seccomp)"
 
 
@@ -120,14 +124,14 @@ def probe(name: BackendName) -> Backend | str:
         program = find_bwrap()
         if program is None:
             return "bubblewrap is not installed"
-        walls = ("no network", "no host files but the interpreter, read-only", "no foreign processes", "private folder")
+        walls: tuple[str, ...] = ("no network", "no host files but the interpreter, read-only", *_APART)
         candidates.append(Backend(name=name, program=program, guarantees=(*_COMMON, _SECCOMP, *walls)))
     elif name == "landlock":
         version = confine.landlock_version()
         if version < 1:
             return "the kernel has no Landlock"
         walls = (f"files closed by Landlock (ABI {version})", "no network")
-        full = (*_COMMON, _SECCOMP, *walls, "no foreign processes", "private folder")
+        full = (*_COMMON, _SECCOMP, *walls, *_APART)
         candidates.append(Backend(name=name, guarantees=full))
         bare = (*_COMMON, _SECCOMP, *walls, "no file can be written")
         candidates.append(
@@ -187,10 +191,13 @@ def plan(
     number: int,
     loose: bool = False,
 ) -> Plan:
-    """The command that starts a jail. `number` tells jails of one supervisor apart; `loose` is for unittest-style tests."""
+    """The command that starts a jail.
+
+    `number` tells jails of one supervisor apart; `loose` is for unittest-style tests.
+    """
     gives_up_root = os.geteuid() == 0 and _is_open(interpreter, whole_way=backend.name != "bwrap")
     uid = _ROOT_UID + (os.getpid() * 64 + number) % 50_000_000 if gives_up_root else None
-    config = {
+    config: dict[str, Any] = {
         "walls": backend.name,
         "namespaces": backend.namespaces,
         "own_pids": backend.namespaces,
@@ -217,14 +224,14 @@ def plan(
     }
     flags = ("-s", "-S", "-B")
     if backend.name != "bwrap":
-        site = [str(path) for path in interpreter.site_packages]
+        whole = [str(path) for path in interpreter.site_packages]
         single = {path.name: str(path) for path in interpreter.packages}
-        readable = [*_SYSTEM, str(interpreter.prefix), str(_INSIDE), *single.values(), *site]
+        readable = [*_SYSTEM, str(interpreter.prefix), str(_INSIDE), *single.values(), *whole]
         writes = backend.namespaces or backend.name == "plain"
-        config |= {"site": site, "packages": single, "readable": readable, "folder": str(folder) if writes else ""}
-        command = (str(interpreter.python), *flags, "-m", "inside.zygote")
+        config |= {"site": whole, "packages": single, "readable": readable, "folder": str(folder) if writes else ""}
         environment["PYTHONPATH"] = str(_INSIDE.parent)
-        return Plan(command=command, environment=environment, config=config)
+        started = (str(interpreter.python), *flags, "-m", "inside.zygote")
+        return Plan(command=started, environment=environment, config=config)
     packages = {path: f"/packages/{path.name}" for path in interpreter.packages}
     site = {path: f"/site/{index}" for index, path in enumerate(interpreter.site_packages)}
     # the private folder will cover what lies under /tmp
@@ -236,7 +243,7 @@ def plan(
     command = (
         backend.program,
         *_walls(gives_up_root=gives_up_root, loose=loose),
-        *_binds({_INSIDE: "/unmask/inside", interpreter.prefix: prefix, **packages, **site}),
+        *_binds({_INSIDE: "/unmask/inside", interpreter.prefix: prefix} | packages | site),
         *("--perms", "1777", "--size", str(limits.disk_bytes), "--tmpfs", "/tmp"),
         *("--remount-ro", "/", "--chdir", "/tmp", "--"),
         *(str(python), *flags, "-m", "inside.zygote"),
@@ -278,7 +285,7 @@ def _binds(places: Mapping[Path, str]) -> list[str]:
     binds = []
     for name in ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime"):
         if Path(name).is_symlink() and name != "/etc/localtime":
-            binds += ["--symlink", os.readlink(name), name]
+            binds += ["--symlink", str(Path(name).readlink()), name]
         else:
             binds += ["--ro-bind-try", name, name]
     for path, place in places.items():

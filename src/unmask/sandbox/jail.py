@@ -1,7 +1,7 @@
 """One jail: a zygote behind walls, and the commands that the supervisor sends it.
 
-What the walls are made of is the back end's business (`backends.py`); this module starts the process, forks runs in it, asks
-for their CPU time, ends them, and notices when the jail itself is lost.
+What the walls are made of is the back end's business (`backends.py`); this module starts the process, forks runs in
+it, asks for their CPU time, ends them, and notices when the jail itself is lost.
 """
 
 import array
@@ -71,7 +71,7 @@ class Jail:
             self._process = subprocess.Popen(
                 [*plan.command, json.dumps(plan.config)],
                 env=plan.environment,
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 close_fds=True,
@@ -125,15 +125,15 @@ class Jail:
         return {int(pid): float(seconds) for pid, seconds in reply["cpu"].items()}, int(reply["files"])
 
     def end(self) -> tuple[dict[int, Ended], bool]:
-        """End what still runs and clear the private folder: how each child ended, and whether the jail is clean again."""
+        """End what still runs and clear the private folder: how each child ended, and whether all is clean again."""
         self._send({"op": "end"})
         reply = self._receive()
-        return {entry[0]: Ended(*entry) for entry in reply["ended"]}, bool(reply["clean"])
+        return {int(entry[0]): Ended(*entry) for entry in reply["ended"]}, bool(reply["clean"])
 
     @property
     def pid(self) -> int:
         """The process that holds the jail."""
-        return self._process.pid
+        return int(self._process.pid)
 
     def close(self) -> None:
         """End the jail and everything in it."""

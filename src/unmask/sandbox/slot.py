@@ -11,7 +11,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +39,7 @@ class CallRun:
     error: str = ""
 
 
-class _Ruling(Exception):
+class Ruling(Exception):
     """A run is decided; carries the status and message."""
 
     def __init__(self, status: Status, message: str, failed_test: int | None = None) -> None:
@@ -89,11 +89,11 @@ class Slot:
         seconds: list[float] = []
         tests = CallTests(entry_point=entry_point, inputs=inputs, expected=())
         try:
-            with _Run(self, limits) as run:
+            with Run(self, limits) as run:
                 for _, cpu_seconds, data in run.results(code, tests, count=None):
                     answers.append(data)
                     seconds.append(cpu_seconds)
-        except _Ruling as ruling:
+        except Ruling as ruling:
             return CallRun(
                 answers=tuple(answers), cpu_seconds=tuple(seconds), error=f"{ruling.status}: {ruling.message}"
             )
@@ -139,18 +139,22 @@ class Slot:
         if limits.disk_bytes != self._disk_bytes:
             self.close()
             self._disk_bytes = limits.disk_bytes
-        run = _Run(self, limits)
-        num_tests = 0
+
+        def judged(run: Run) -> int:
+            if isinstance(tests, CallTests):
+                return run.calls(code, tests)
+            return run.asserts(code, tests) if isinstance(tests, AssertTests) else run.unit_tests(code, tests)
+
+        return self.ruled(judged, limits)
+
+    def ruled(self, judged: Callable[["Run"], int], limits: Limits) -> Verdict:
+        """The verdict that a run comes to; `judged` gives the number of tests or raises Ruling."""
+        run = Run(self, limits)
         try:
             with run:
-                if isinstance(tests, CallTests):
-                    num_tests = run.calls(code, tests)
-                elif isinstance(tests, AssertTests):
-                    num_tests = run.asserts(code, tests)
-                else:
-                    num_tests = run.unit_tests(code, tests)
+                num_tests = judged(run)
             return Verdict(status="pass", num_tests=num_tests, cpu_seconds=run.cpu_seconds)
-        except _Ruling as ruling:
+        except Ruling as ruling:
             return Verdict(
                 status=ruling.status,
                 message=ruling.message,
@@ -167,7 +171,7 @@ class Slot:
 _TAMPERED = "the program changed its judge"
 
 
-class _Run:
+class Run:
     """One program in its jail, from its start to its end."""
 
     def __init__(self, slot: Slot, limits: Limits) -> None:
@@ -180,7 +184,7 @@ class _Run:
         self._next_look = _FIRST_LOOK
         self.cpu_seconds = 0.0
 
-    def __enter__(self) -> "_Run":
+    def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -192,12 +196,17 @@ class _Run:
     # ---------------------------------------------------------------------------------------------- kinds of tests
 
     def calls(self, code: str, tests: CallTests) -> int:
-        """Judge by calls; the number of calls. Raises _Ruling unless every result is accepted."""
-        count = len(tests.expected)
-        for index, (is_exact, _, data) in enumerate(self.results(code, tests, count=count)):
-            if data == tests.expected[index] and tests.oracle != "find_zero":
-                continue
-            self._compare(index, is_exact, data, tests)
+        """Judge by calls; the number of calls. Raises Ruling unless every result is accepted."""
+        results = self.results(code, tests, count=len(tests.expected))
+        return self.check(((is_exact, data) for is_exact, _, data in results), tests)
+
+    def check(self, results: Iterable[tuple[bool, bytes]], tests: CallTests) -> int:
+        """Compare results with what is expected; their number. Equal bytes need no second look."""
+        count = 0
+        for is_exact, data in results:
+            if data != tests.expected[count] or tests.oracle == "find_zero":
+                self._compare(count, is_exact, data, tests)
+            count += 1
         return count
 
     def results(self, code: str, tests: CallTests, *, count: int | None) -> Iterator[tuple[bool, float, bytes]]:
@@ -226,12 +235,12 @@ class _Run:
             elif kind == b"T":
                 allowed = tests.call_cpu_seconds[index] if index < len(tests.call_cpu_seconds) else 0.0
                 message = f"{_shown_call(tests, index)} took more than {allowed:.3g} s of CPU time"
-                raise _Ruling("timeout", message, index)
+                raise Ruling("timeout", message, index)
             else:
                 raise self._not_understood(kind, payload, index)
 
     def asserts(self, code: str, tests: AssertTests) -> int:
-        """Judge by assertions in a process of their own; 1 when they hold. Raises _Ruling otherwise."""
+        """Judge by assertions in a process of their own; 1 when they hold. Raises Ruling otherwise."""
         program_end, judge_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         job = {"mode": "serve", "code": code, "output_bytes": self._limits.output_bytes}
         try:
@@ -260,12 +269,12 @@ class _Run:
         raise self._gone("program", "its replies to the tests were not understood")
 
     def unit_tests(self, code: str, tests: UnitTests) -> int:
-        """Judge by a unittest class in the program's own process; the number of tests. Raises _Ruling otherwise."""
+        """Judge by a unittest class in the program's own process; the number of tests. Raises Ruling otherwise."""
         job = {"code": code, "tests": tests.code, "test_class": tests.test_class}
         self._start("program", job, role_inside="unittest")
         kind, payload = self._next("program")
         if kind == b"S":
-            raise _Ruling("syntax_error", _describe(payload))
+            raise Ruling("syntax_error", _describe(payload))
         if kind == b"I":
             raise self._raised(payload, None, "loading the program")
         if kind != b"U":
@@ -275,14 +284,14 @@ class _Run:
             ran, skipped, problems = int(report["ran"]), int(report["skipped"]), list(report["problems"])
             changed = [str(name) for name in report["changed"]]
         except (ValueError, KeyError, TypeError):
-            raise _Ruling("crash", "the report of its tests was not understood") from None
+            raise Ruling("crash", "the report of its tests was not understood") from None
         if changed:
-            raise _Ruling("fail", f"{_TAMPERED}: {', '.join(changed[:5])}")
+            raise Ruling("fail", f"{_TAMPERED}: {', '.join(changed[:5])}")
         if problems:
             test, kind_name, text = (str(part) for part in problems[0])
-            raise _Ruling("fail", f"{test.split(' ')[0]} of {tests.num_tests} tests: {kind_name}: {text}"[:1000])
+            raise Ruling("fail", f"{test.split(' ')[0]} of {tests.num_tests} tests: {kind_name}: {text}"[:1000])
         if ran != tests.num_tests or skipped:
-            raise _Ruling("fail", f"{ran - skipped} tests ran where the trusted source has {tests.num_tests}")
+            raise Ruling("fail", f"{ran - skipped} tests ran where the trusted source has {tests.num_tests}")
         return ran
 
     # ------------------------------------------------------------------------------------------------- the machinery
@@ -313,19 +322,19 @@ class _Run:
             except (ValueError, TypeError):
                 pass
         if kind == b"S":
-            raise _Ruling("syntax_error", _describe(payload))
+            raise Ruling("syntax_error", _describe(payload))
         if kind == b"I":
             raise self._raised(payload, None, "loading the program")
         raise self._not_understood(kind, payload, None)
 
     def _next(self, role: str, *, watch: str | None = None) -> tuple[bytes, bytes]:
-        """The next frame of a child; its end is `(b"", b"")`. Raises _Ruling when a limit is reached meanwhile."""
+        """The next frame of a child; its end is `(b"", b"")`. Raises Ruling when a limit is reached meanwhile."""
         channel = self._channels[role]
         while True:
             try:
                 found = channel.take()
             except Garbled as error:
-                raise _Ruling("output", str(error)) from None
+                raise Ruling("output", str(error)) from None
             if found is not None:
                 return found
             elapsed = time.monotonic() - self._started
@@ -340,11 +349,11 @@ class _Run:
             usage, files = self._slot.jail(role).usage()
             allowed = self._limits.cpu_seconds if role == "program" else max(20.0, self._limits.cpu_seconds)
             if usage.get(pid, 0.0) >= allowed:
-                raise _Ruling("timeout", f"the run took more than {allowed:.3g} s of CPU time")
+                raise Ruling("timeout", f"the run took more than {allowed:.3g} s of CPU time")
             if role == "program" and files > _MAX_FILES:
-                raise _Ruling("output", f"the program made more than {_MAX_FILES} files")
+                raise Ruling("output", f"the program made more than {_MAX_FILES} files")
         if elapsed >= self._limits.wall_seconds:
-            raise _Ruling("timeout", f"the run took more than {self._limits.wall_seconds:.3g} s")
+            raise Ruling("timeout", f"the run took more than {self._limits.wall_seconds:.3g} s")
 
     def _end(self, role: str) -> Ended | None:
         """End a child, and leave its jail clean or discarded."""
@@ -365,20 +374,20 @@ class _Run:
                 self.cpu_seconds = found.cpu_seconds
         return found
 
-    def _gone(self, role: str, otherwise: str) -> _Ruling:
+    def _gone(self, role: str, otherwise: str) -> Ruling:
         """Why a child stopped answering, from how it ended."""
         try:
             ended = self._wait_for_end(role)
-        except _Ruling as ruling:
+        except Ruling as ruling:
             return ruling
         if ended is None:
-            return _Ruling("crash", "the program broke its jail's helper process; the jail was replaced")
+            return Ruling("crash", "the program broke its jail's helper process; the jail was replaced")
         limit = self._limits.cpu_seconds
         if ended.signal in (signal.SIGXCPU, signal.SIGKILL) and ended.cpu_seconds >= limit * 0.9:
-            return _Ruling("timeout", f"the run took more than {limit:.3g} s of CPU time")
+            return Ruling("timeout", f"the run took more than {limit:.3g} s of CPU time")
         if ended.signal == signal.SIGKILL:
-            return _Ruling("crash", otherwise)
-        return _Ruling("crash", ended.describe())
+            return Ruling("crash", otherwise)
+        return Ruling("crash", ended.describe())
 
     def _wait_for_end(self, role: str) -> Ended | None:
         """Give a child whose socket is closed a moment to end by itself, so that its status says why."""
@@ -390,27 +399,27 @@ class _Run:
                 channel.take()
         return self._end(role)
 
-    def _not_understood(self, kind: bytes, payload: bytes, index: int | None) -> _Ruling:
+    def _not_understood(self, kind: bytes, payload: bytes, index: int | None) -> Ruling:
         if kind == b"O":
-            return _Ruling("output", f"the program printed more than {self._limits.output_bytes} characters", index)
+            return Ruling("output", f"the program printed more than {self._limits.output_bytes} characters", index)
         if kind == b"":
             ruling = self._gone("program", "its process ended without a word")
-            return _Ruling(ruling.status, ruling.message, index)
-        return _Ruling("crash", "its replies were not understood", index)
+            return Ruling(ruling.status, ruling.message, index)
+        return Ruling("crash", "its replies were not understood", index)
 
-    def _raised(self, payload: bytes, index: int | None, where: str) -> _Ruling:
+    def _raised(self, payload: bytes, index: int | None, where: str) -> Ruling:
         try:
             record = json.loads(payload)
             builtin, errno = str(record["builtin"]), record.get("errno")
         except (ValueError, KeyError, TypeError, AttributeError):
-            return _Ruling("crash", "its replies were not understood", index)
-        return _Ruling(_status_of(builtin, errno), f"{where} raised {_describe(payload)}", index)
+            return Ruling("crash", "its replies were not understood", index)
+        return Ruling(_status_of(builtin, errno), f"{where} raised {_describe(payload)}", index)
 
     def _compare(self, index: int, is_exact: bool, data: bytes, tests: CallTests) -> None:
-        """Have the judge's process compare one result; return if it accepts. Raises _Ruling otherwise."""
+        """Have the judge's process compare one result; return if it accepts. Raises Ruling otherwise."""
         call = _shown_call(tests, index)
         if data[:1] == b"D" or tests.expected[index][:1] == b"D":
-            raise _Ruling("fail", f"{call} returned another large value than expected", index)
+            raise Ruling("fail", f"{call} returned another large value than expected", index)
         if "judge" not in self._pids:
             self._start("judge", {"mode": "compare", "oracle": tests.oracle, "atol": tests.atol})
         arguments = b"" if tests.oracle == "equal" else values.encode(marshal.loads(tests.inputs)[index])
@@ -421,9 +430,9 @@ class _Run:
         if kind == b"Y":
             return
         if kind != b"N":
-            raise _Ruling("fail", f"{call} returned a value that cannot be compared within the limits", index)
+            raise Ruling("fail", f"{call} returned a value that cannot be compared within the limits", index)
         got, expected = json.loads(answer)
-        raise _Ruling("fail", f"{call} returned {got}, expected {expected}", index)
+        raise Ruling("fail", f"{call} returned {got}, expected {expected}", index)
 
 
 def _status_of(builtin: str, errno: object = None) -> Status:
@@ -440,11 +449,11 @@ def _describe(payload: bytes) -> str:
         return "an exception that cannot be shown"
 
 
-def _failed_assertion(payload: bytes) -> _Ruling:
+def _failed_assertion(payload: bytes) -> Ruling:
     record = json.loads(payload)
     kinds: dict[str, Status] = {"MemoryError": "memory", "OutputLimit": "output"}
     message = str(record["message"]) + (f"; the last call: {record['last']}" if record["last"] else "")
-    return _Ruling(kinds.get(str(record["type"]), "fail"), message)
+    return Ruling(kinds.get(str(record["type"]), "fail"), message)
 
 
 def _shown_call(tests: CallTests, index: int) -> str:

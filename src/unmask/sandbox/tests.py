@@ -1,14 +1,14 @@
 """The kinds of tests that the sandbox can run, and how each one keeps its answers away from the program.
 
-* `CallTests` – inputs and expected results. The program gets the inputs only; results come back as bytes and are compared
-  outside its process.
+* `CallTests` – inputs and expected results. The program gets the inputs only; results come back as bytes and are
+  compared outside its process.
 * `AssertTests` – test code with `assert` statements. It runs in a second process, where the entry point is a stub that
   calls the program; the program never sees the test code.
-* `UnitTests` – a `unittest.TestCase` (BigCodeBench). It mocks what the program uses, so it has to run inside the program's
-  process: a weaker verdict, marked as such.
+* `UnitTests` – a `unittest.TestCase` (BigCodeBench). It mocks what the program uses, so it has to run inside the
+  program's process: a weaker verdict, marked as such.
 
-Values are builtins (int, float, complex, str, bytes, bool, None, list, tuple, set, frozenset, dict) nested in each other,
-stored in the sandbox's wire format (`inside/values.py`). Nothing here is ever executed outside a sandbox.
+Values are builtins (int, float, complex, str, bytes, bool, None, list, tuple, set, frozenset, dict) nested in each
+other, stored in the sandbox's wire format (`inside/values.py`). Nothing here is ever executed outside a sandbox.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class CallTests:
     """Encoded expected results, or digests of them where they are large (`values.digest`)."""
     oracle: Oracle = "equal"
     atol: float = 0.0
-    """Absolute tolerance; 0 compares exactly, but floats (and flat lists and tuples of floats) with 1e-6, as EvalPlus."""
+    """Absolute tolerance; at 0 floats, and flat lists and tuples of floats, still have EvalPlus's 1e-6."""
     call_cpu_seconds: tuple[float, ...] = ()
     """CPU limit of each call; empty: the run's limit only."""
 

@@ -1,13 +1,16 @@
 """How a jail without bubblewrap closes itself: namespaces where the kernel allows them, Landlock in every case.
 
-With bubblewrap the walls stand already, and all that is left to do here is to give up the user id where the supervisor runs
-as root. References: user_namespaces(7), landlock(7).
+With bubblewrap the walls stand already, and all that is left to do here is to give up the user id where the supervisor
+runs as root. References: user_namespaces(7), landlock(7).
 """
+
+from __future__ import annotations
 
 import ctypes
 import os
 import platform
 import struct
+from typing import Any
 
 _CLONE = {"user": 0x10000000, "mount": 0x00020000, "pid": 0x20000000, "net": 0x40000000, "ipc": 0x08000000}
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE, _MS_SLAVE = 1, 2, 4, 0x4000, 1 << 18, 1 << 19
@@ -19,11 +22,11 @@ _CAPSET = {"x86_64": 126, "aarch64": 91}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def enter(config):
+def enter(config: dict[str, Any]) -> None:
     """Close the jail around this process. Raises OSError where a promised wall cannot be built."""
     if config["walls"] == "landlock":
         if config["namespaces"]:
-            _unshare(config)
+            _unshare()
             _private_folder(config)
         if config["uid"] is not None:
             _drop(config["uid"])
@@ -34,27 +37,27 @@ def enter(config):
         _drop(config["uid"])
 
 
-def _check(result, what):
+def _check(result: int, what: str) -> int:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
     return result
 
 
-def _drop(uid):
+def _drop(uid: int) -> None:
     """Become an unprivileged user for good; all capabilities go with it."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
 
 
-def _drop_capabilities():
+def _drop_capabilities() -> None:
     """Give up every capability: a root without them, or one of a user namespace, is an ordinary user (capset(2))."""
     header = struct.pack("=Ii", 0x20080522, 0)
     _check(_libc.syscall(_CAPSET[platform.machine()], ctypes.c_char_p(header), ctypes.c_char_p(bytes(24))), "capset")
 
 
-def _unshare(config):
+def _unshare() -> None:
     is_root = os.geteuid() == 0
     uid, gid = os.geteuid(), os.getegid()
     flags = _CLONE["mount"] | _CLONE["pid"] | _CLONE["net"] | _CLONE["ipc"] | (0 if is_root else _CLONE["user"])
@@ -71,7 +74,7 @@ def _unshare(config):
     _libc.prctl(1, ctypes.c_ulong(9), *(ctypes.c_ulong(0) for _ in range(3)))  # die with the process outside
 
 
-def _private_folder(config):
+def _private_folder(config: dict[str, Any]) -> None:
     folder = config["folder"]
     _check(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "mount(private)")
     attributes = struct.pack("QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
@@ -83,14 +86,14 @@ def _private_folder(config):
     _check(_libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", _MS_NOSUID | _MS_NODEV, options), "mount(tmpfs)")
 
 
-def landlock_version():
+def landlock_version() -> int:
     """The kernel's Landlock ABI, 0 where there is none."""
     if platform.machine() not in ("x86_64", "aarch64"):
         return 0
-    return max(0, _libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(1)))
+    return max(0, int(_libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(1))))
 
 
-def _landlock(readable, writable):
+def _landlock(readable: list[str], writable: list[str]) -> None:
     version = landlock_version()
     if version < 1:
         raise OSError(38, "this kernel has no Landlock")
@@ -110,7 +113,7 @@ def _landlock(readable, writable):
     os.close(ruleset)
 
 
-def _allow(ruleset, path, rights):
+def _allow(ruleset: int, path: str, rights: int) -> None:
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:

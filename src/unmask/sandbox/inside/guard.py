@@ -1,18 +1,22 @@
 """What the kernel enforces on one program: resource limits and a seccomp filter, both set by the program's own process
 just before it reads any untrusted code.
 
-The filter names what is forbidden. A jail already has no network, no host files and no foreign processes; the filter takes
-away what would reach the jail's own helper process or escape the limits: new processes, signals to others (also through
-`fcntl(F_SETOWN)`), tracing, sockets, memory that no limit counts (memfd, System V), mounts, namespaces, kernel interfaces.
-A forbidden call fails with EPERM, so that a program sees an ordinary PermissionError.
+The filter names what is forbidden. A jail already has no network, no host files and no foreign processes; the filter
+takes away what would reach the jail's own helper process or escape the limits: new processes, signals to others (also
+through `fcntl(F_SETOWN)`), tracing, sockets, memory that no limit counts (memfd, System V), mounts, namespaces, kernel
+interfaces. A forbidden call fails with EPERM, so that a program sees an ordinary PermissionError.
 """
+
+from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 import resource
 import struct
+from typing import Any
 
 # name: (x86_64, aarch64); None where the architecture does not have it
 _FORBIDDEN = {
@@ -52,8 +56,10 @@ _LOOSE = {  # unittest-style programs may start processes and use sockets: their
     "fork", "vfork", "execve", "execveat", "socket", "connect", "accept", "accept4", "bind", "listen", "semget",
     "shmget", "shmat", "shmctl", "memfd_create", "tkill", "sched_setaffinity", "setpriority", "pidfd_open",
 }  # fmt: skip
-_ARGUMENT = {"clone": (56, 220), "clone3": (435, 435), "kill": (62, 129), "tgkill": (234, 131),
-             "prlimit64": (302, 261), "fcntl": (72, 25), "ioctl": (16, 29)}  # fmt: skip
+_ARGUMENT: dict[str, tuple[int, int]] = {
+    "clone": (56, 220), "clone3": (435, 435), "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261),
+    "fcntl": (72, 25), "ioctl": (16, 29),
+}  # fmt: skip
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CLONE_THREAD = 0x10000
 _FCNTL = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
@@ -62,6 +68,7 @@ _IOCTL = (0x5412, 0x541C, 0x8901, 0x8902)  # TIOCSTI, TIOCLINUX, FIOSETOWN, SIOC
 # classic BPF
 _LD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
 _NR, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24
+_OWN_PID = b"\xf1\xf2\xf3\x7f"
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _DENY = 0x00050000 | errno.EPERM
 _ABSENT = 0x00050000 | errno.ENOSYS
@@ -70,12 +77,12 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def supported():
+def supported() -> bool:
     """Whether a filter is known for this machine."""
     return platform.machine() in _MACHINES and hasattr(_libc, "prctl")
 
 
-def limit(limits):
+def limit(limits: dict[str, Any]) -> None:
     """Set the resource limits, hard and soft. `limits` has the field names of `sandbox.verdict.Limits`."""
     seconds = int(limits["cpu_seconds"]) + 2  # the supervisor stops a run earlier and more exactly
     for what, soft, hard in (
@@ -97,9 +104,9 @@ def limit(limits):
     resource.setrlimit(resource.RLIMIT_STACK, (int(stack), int(stack)))  # deep recursion is bounded by memory
 
 
-def forbid(loose=False, sees_host_files=False):
+def forbid(loose: bool = False, sees_host_files: bool = False) -> None:
     """Load the filter into this process, for good. Raises OSError where the kernel refuses."""
-    program = _program(os.getpid(), loose, sees_host_files)
+    program = prepare(loose, sees_host_files).replace(_OWN_PID, struct.pack("I", os.getpid()))
     code = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
     zero = ctypes.c_ulong(0)
@@ -109,22 +116,24 @@ def forbid(loose=False, sees_host_files=False):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP)")
 
 
-def _program(pid, loose, sees_host_files):
-    """The filter's instructions for the process `pid`, 8 bytes each."""
+@functools.lru_cache
+def prepare(loose: bool, sees_host_files: bool) -> bytes:
+    """The filter's instructions, 8 bytes each, with a place for the process's own id; made once, before forking."""
+    (pid,) = struct.unpack("I", _OWN_PID)
     column, arch = _MACHINES[platform.machine()]
-    forbidden = {**_FORBIDDEN, **(_METADATA if sees_host_files else {})}
-    numbers = sorted(
-        entry[column]
+    forbidden: dict[str, tuple[int | None, int | None]] = {**_FORBIDDEN, **(_METADATA if sees_host_files else {})}
+    numbers = [
+        number
         for name, entry in forbidden.items()
-        if entry[column] is not None and not (loose and name in _LOOSE)
-    )
+        if (number := entry[column]) is not None and not (loose and name in _LOOSE)
+    ]
     out = [(_LD, 0, 0, _ARCH), (_JEQ, 1, 0, arch), (_RET, 0, 0, _KILL), (_LD, 0, 0, _NR)]
     if column == 0:
         out += [(_JGE, 0, 1, 0x40000000), (_RET, 0, 0, _DENY)]  # the x32 numbers
     for number in numbers:
         out += [(_JEQ, 0, 1, number), (_RET, 0, 0, _DENY)]
 
-    def only_if(name, argument, tests, then, otherwise):
+    def only_if(name: str, argument: int, tests: list[tuple[int, int]], then: int, otherwise: int) -> None:
         """For one call: `then` if any test (jump, value) holds on the low half of the argument, else `otherwise`."""
         body = [(_LD, 0, 0, argument)]
         for jump, value in tests:

@@ -1,34 +1,37 @@
 """The process that judges: it runs trusted test code against the program, or compares results with what was expected.
 
-It stands in a jail of its own, apart from the program's. The supervisor hands it the answers; from the program come only
-bytes, which are decoded with `values.decode`.
+It stands in a jail of its own, apart from the program's. The supervisor hands it the answers; from the program come
+only bytes, which are decoded with `values.decode`.
 
-    supervisor → judge   J job (once)    C one comparison
-    judge → supervisor   P passed    F failed, with the reason    G the program is gone    Y equal    N not equal, with both
+    supervisor → judge   J job (once)    C one comparison judge → supervisor   P passed    F failed, with the reason
+    G the program is gone    Y equal    N not equal, with both
 """
+
+from __future__ import annotations
 
 import builtins
 import json
 import marshal
 import math
+import socket
 import struct
 import sys
 import types
+from typing import Any
 
 from . import remote, values, wire
-
 
 _RTOL = 1e-7
 _DEFAULT_ATOL = 1e-6
 
 
-def run(conn, peer):
+def run(conn: socket.socket, peer: socket.socket | None) -> None:
     """Serve the one job that arrives on `conn`; `peer` is the program's socket, or None."""
     kind, payload = wire.receive(conn)
     if kind != b"J":
         return
     job = marshal.loads(payload)  # from the supervisor
-    if job["mode"] == "assert":
+    if job["mode"] == "assert" and peer is not None:
         _run_tests(conn, peer, job)
     else:
         _compare_all(conn, job)
@@ -37,7 +40,7 @@ def run(conn, peer):
 # ------------------------------------------------------------------------------------------------------ assertions
 
 
-def _run_tests(conn, peer, job):
+def _run_tests(conn: socket.socket, peer: socket.socket, job: dict[str, Any]) -> None:
     client = remote.Client(peer, writes_back=job["writes_back"])
     module = types.ModuleType("tests")
     sys.modules["tests"] = module
@@ -60,9 +63,9 @@ def _run_tests(conn, peer, job):
         wire.send(conn, b"P")
 
 
-def _program_names(code, defined, offered):
+def _program_names(code: types.CodeType, defined: dict[str, Any], offered: list[str]) -> list[str]:
     """The program's names that the test code uses and nothing else defines."""
-    used = set()
+    used: set[str] = set()
     stack = [code]
     while stack:
         found = stack.pop()
@@ -71,12 +74,12 @@ def _program_names(code, defined, offered):
     return [name for name in offered if name in used and name not in defined and not hasattr(builtins, name)]
 
 
-def _is_callable(client, name):
+def _is_callable(client: remote.Client, name: str) -> bool:
     found = client.ask("get", name)
     return type(found) is remote.Remote
 
 
-def _explain(error, source, last):
+def _explain(error: BaseException, source: str, last: str) -> dict[str, Any]:
     """Which line of the tests failed and why."""
     trace, line = error.__traceback__, 0
     while trace is not None:
@@ -99,12 +102,12 @@ def _explain(error, source, last):
 _SIZES = struct.Struct("<?QQQ")
 
 
-def pack_comparison(is_exact, result, expected, arguments=b""):
+def pack_comparison(is_exact: bool, result: bytes, expected: bytes, arguments: bytes = b"") -> bytes:
     """The payload of a C frame."""
     return _SIZES.pack(is_exact, len(result), len(expected), len(arguments)) + result + expected + arguments
 
 
-def _compare_all(conn, job):
+def _compare_all(conn: socket.socket, job: dict[str, Any]) -> None:
     while True:
         kind, payload = wire.receive(conn)
         if kind != b"C":
@@ -130,7 +133,9 @@ def _compare_all(conn, job):
             wire.send(conn, b"N", shown.encode("utf-8", "replace"))
 
 
-def accepts(oracle, result, expected, arguments=(), atol=0.0, is_exact=True):
+def accepts(
+    oracle: str, result: Any, expected: Any, arguments: Any = (), atol: float = 0.0, is_exact: bool = True
+) -> bool:
     """EvalPlus's rule (0.3.1, `eval/__init__.py`): `==`, or one of its special oracles, or close within a tolerance.
 
     `is_exact` says that the result's type was the builtin itself; a subclass may equal what is expected, but is not
@@ -141,7 +146,7 @@ def accepts(oracle, result, expected, arguments=(), atol=0.0, is_exact=True):
     (True, False, True)
     """
     if oracle == "find_zero":
-        return abs(_polynomial(arguments[0], result)) <= atol
+        return bool(abs(_polynomial(arguments[0], result)) <= atol)
     same = result == expected
     if oracle == "anything":
         same = True
@@ -161,34 +166,38 @@ def accepts(oracle, result, expected, arguments=(), atol=0.0, is_exact=True):
     return bool(tolerance) and is_exact and type(result) is type(expected) and _is_close(result, expected, tolerance)
 
 
-def _is_floats(value):
+def _is_floats(value: Any) -> bool:
     if isinstance(value, (list, tuple)) and value:
         return all(isinstance(item, float) for item in value)
     return isinstance(value, float)
 
 
-def _is_close(a, b, atol):
+def _is_close(a: Any, b: Any, atol: float) -> bool:
     if isinstance(b, (list, tuple)):
-        return isinstance(a, (list, tuple)) and len(a) == len(b) and all(_is_close(x, y, atol) for x, y in zip(a, b))
+        return (
+            isinstance(a, (list, tuple))
+            and len(a) == len(b)
+            and all(_is_close(x, y, atol) for x, y in zip(a, b, strict=True))
+        )
     if not isinstance(a, (int, float, complex)) or not isinstance(b, (int, float, complex)):
         return False
     if a == b:
         return True
     if any(math.isinf(part) for number in (a, b) for part in (complex(number).real, complex(number).imag)):
         return False
-    return abs(a - b) <= atol + _RTOL * abs(b)
+    return bool(abs(a - b) <= atol + _RTOL * abs(b))
 
 
-def _polynomial(coefficients, x):
+def _polynomial(coefficients: Any, x: Any) -> Any:
     return sum(coefficient * math.pow(x, power) for power, coefficient in enumerate(coefficients))
 
 
-def _surface_area(base_edge, height):
+def _surface_area(base_edge: Any, height: Any) -> Any:
     """MBPP 581 read the other way: `height` is the pyramid's own, and the slant height follows from it."""
     return round(base_edge**2 + 2 * base_edge * math.sqrt((base_edge / 2) ** 2 + height**2))
 
 
-def _digit_distance(a, b):
+def _digit_distance(a: Any, b: Any) -> Any:
     """MBPP 558 read digit by digit, the shorter number filled with zeros on the left."""
     width = max(len(str(a)), len(str(b)))
-    return sum(abs(int(x) - int(y)) for x, y in zip(str(a).zfill(width), str(b).zfill(width)))
+    return sum(abs(int(x) - int(y)) for x, y in zip(str(a).zfill(width), str(b).zfill(width), strict=True))

@@ -1,7 +1,7 @@
 """The process of one untrusted program: load its code, call it, and send back what it returns.
 
-Nothing in this process is trusted once the program's first statement has run, so nothing here decides anything: it holds
-the inputs and no answers, and what it sends is bytes that others decode with care.
+Nothing in this process is trusted once the program's first statement has run, so nothing here decides anything: it
+holds the inputs and no answers, and what it sends is bytes that others decode with care.
 
     supervisor → program   J job (once)
     program → supervisor   S syntax error    I error while loading    K loaded, with the names that it defines
@@ -11,19 +11,21 @@ the inputs and no answers, and what it sends is bytes that others decode with ca
 In the serving mode the calls come from the tests' process over a second socket (`remote.py` has that protocol).
 """
 
-import builtins
+from __future__ import annotations
+
 import io
 import json
 import marshal
-import os
 import signal
+import socket
 import struct
 import sys
 import time
 import types
+from collections.abc import Callable
+from typing import Any
 
 from . import remote, values, wire
-
 
 MODULE = "solution"
 _RESULT = struct.Struct("<?d")
@@ -40,20 +42,20 @@ class CallTimeout(BaseException):
 class Sink(io.TextIOBase):
     """Standard output of a program: counted and dropped."""
 
-    def __init__(self, limit):
+    def __init__(self, limit: int) -> None:
         self.left = limit
 
-    def writable(self):
+    def writable(self) -> bool:
         return True
 
-    def write(self, text):
+    def write(self, text: str) -> int:
         self.left -= len(text)
         if self.left < 0:
             raise OutputLimit
         return len(text)
 
 
-def run(conn, peer):
+def run(conn: socket.socket, peer: socket.socket | None) -> None:
     """Serve the one job that arrives on `conn`; `peer` is the socket of the tests' process, or None."""
     kind, payload = wire.receive(conn)
     if kind != b"J":
@@ -63,7 +65,7 @@ def run(conn, peer):
     module = _load(conn, job["code"])
     if module is None:
         return
-    if job["mode"] == "serve":
+    if job["mode"] == "serve" and peer is not None:
         names = [name for name in vars(module) if isinstance(name, str) and not name.startswith("__")]
         wire.send(conn, b"K", json.dumps(names[:10_000]).encode("utf-8", "replace"))
         remote.serve(peer, vars(module))
@@ -77,7 +79,7 @@ def run(conn, peer):
     _call_all(conn, entry, marshal.loads(job["inputs"]), job["call_cpu_seconds"])
 
 
-def _load(conn, source):
+def _load(conn: socket.socket, source: str) -> types.ModuleType | None:
     """Run the program's own statements in a fresh module; None after an error, which has been sent."""
     module = types.ModuleType(MODULE)
     sys.modules[MODULE] = module
@@ -94,7 +96,9 @@ def _load(conn, source):
     return module
 
 
-def _call_all(conn, entry, inputs, cpu_limits):
+def _call_all(
+    conn: socket.socket, entry: Callable[..., Any], inputs: list[tuple[Any, ...]], cpu_limits: list[float]
+) -> None:
     pack, compact, encode_any, now = _RESULT.pack, values.compact, values.encode_any, time.process_time
     if cpu_limits:
         signal.signal(signal.SIGPROF, _on_timeout)
@@ -121,14 +125,14 @@ def _call_all(conn, entry, inputs, cpu_limits):
         except BaseException as error:
             _send_error(conn, b"X", error)
             return
-        result = data = None
+        result = None
         conn.sendall(reply)
     wire.send(conn, b"D")
 
 
-def _on_timeout(signum, frame):
+def _on_timeout(signum: int, frame: types.FrameType | None) -> None:
     raise CallTimeout
 
 
-def _send_error(conn, kind, error):
+def _send_error(conn: socket.socket, kind: bytes, error: BaseException) -> None:
     wire.send(conn, kind, remote.describe(error))

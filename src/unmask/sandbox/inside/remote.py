@@ -1,18 +1,24 @@
 """Calls from the tests' process into the program's process, by value.
 
-A value crosses as builtins (`values.py`). What has no builtin form stays where it is and crosses as a handle: the program's
-objects become `Remote` in the tests, and a function that a test hands over (`key=lambda x: x[1]`) is called back.
+A value crosses as builtins (`values.py`). What has no builtin form stays where it is and crosses as a handle: the
+program's objects become `Remote` in the tests, and a function that a test hands over (`key=lambda x: x[1]`) is called
+back.
 
-A `Remote` passes on what cannot reveal an answer: calling, attributes, iteration, length, items, truth, text. It passes on
-no comparison and no arithmetic, since those would hand the program the value that it is compared with and let it decide.
+A `Remote` passes on what cannot reveal an answer: calling, attributes, iteration, length, items, truth, text. It
+passes on no comparison and no arithmetic, since those would hand the program the value that it is compared with and
+let it decide.
 """
+
+from __future__ import annotations
 
 import builtins
 import json
 import marshal
+import socket
+from collections.abc import Callable
+from typing import Any
 
 from . import values, wire
-
 
 _MAX_REPLY = 256 << 20
 
@@ -25,7 +31,7 @@ class ProgramGone(BaseException):
     """The program's process has ended in the middle of a test."""
 
 
-def describe(error):
+def describe(error: BaseException) -> bytes:
     """JSON bytes of an exception: class name, message, nearest builtin class. Never raises."""
     try:
         kind = type(error)
@@ -47,15 +53,15 @@ def describe(error):
 class _Table:
     """Objects that the other side knows by number."""
 
-    def __init__(self):
-        self.objects = {}
+    def __init__(self) -> None:
+        self.objects: dict[int, Any] = {}
 
-    def keep(self, value):
+    def keep(self, value: Any) -> int:
         self.objects[len(self.objects)] = value
         return len(self.objects) - 1
 
 
-def serve(sock, names):
+def serve(sock: socket.socket, names: dict[str, Any]) -> None:
     """Answer requests until the tests' process hangs up. `names` are the program's globals."""
     table = _Table()
     while True:
@@ -65,17 +71,17 @@ def serve(sock, names):
         _reply(sock, table, names, payload)
 
 
-def _reply(sock, table, names, payload):
-    def opaque(value):
+def _reply(sock: socket.socket, table: _Table, names: dict[str, Any], payload: bytes) -> None:
+    def opaque(value: Any) -> Any:
         kind = type(value)
         return (Ellipsis, "handle", table.keep(value), f"{kind.__module__}.{kind.__qualname__}"[:200])
 
-    def unpacked(value):
+    def unpacked(value: Any) -> Any:
         return replace_extensions(value, lambda extension: _own_object(sock, table, names, extension, opaque))
 
     try:
-        operation, target, positional, named, writes_back = (unpacked(v) for v in _trusted(payload))
-        found = _operations[operation](
+        operation, target, positional, named, writes_back = (unpacked(v) for v in values.decode(payload))
+        found = _OPERATIONS[operation](
             names[target] if isinstance(target, str) else table.objects[target], positional, named
         )
         changed = None
@@ -88,11 +94,13 @@ def _reply(sock, table, names, payload):
     wire.send(sock, b"R", answer)
 
 
-def _trusted(payload):
-    return values.decode(payload)
-
-
-def _own_object(sock, table, names, extension, opaque):
+def _own_object(
+    sock: socket.socket,
+    table: _Table,
+    names: dict[str, Any],
+    extension: values.Extension,
+    opaque: Callable[[Any], Any],
+) -> Any:
     """What an argument's extension stands for on the program's side."""
     if extension.kind == "handle":
         return table.objects[extension.parts[0]]
@@ -101,7 +109,7 @@ def _own_object(sock, table, names, extension, opaque):
     if extension.kind == "callback":
         number = extension.parts[0]
 
-        def callback(*positional, **named):
+        def callback(*positional: Any, **named: Any) -> Any:
             wire.send(
                 sock,
                 b"B",
@@ -122,7 +130,7 @@ def _own_object(sock, table, names, extension, opaque):
     return builtin_extension(extension)
 
 
-_operations = {
+_OPERATIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "call": lambda found, positional, named: found(*positional, **named),
     "get": lambda found, positional, named: found,
     "attribute": lambda found, positional, named: getattr(found, positional[0]),
@@ -139,10 +147,10 @@ _operations = {
 class _Iterator:
     """An iterator that is never flattened into a value."""
 
-    def __init__(self, found):
+    def __init__(self, found: Any) -> None:
         self.inner = iter(found)
 
-    def __next__(self):
+    def __next__(self) -> Any:
         return next(self.inner)
 
 
@@ -152,14 +160,14 @@ class _Iterator:
 class Client:
     """The tests' end of the socket."""
 
-    def __init__(self, sock, writes_back=False):
+    def __init__(self, sock: socket.socket, writes_back: bool = False) -> None:
         self.sock = sock
         self.writes_back = writes_back
         self.callbacks = _Table()
         self.last = ""
         """The last call of a name of the program, and what came of it, for messages."""
 
-    def ask(self, operation, target, positional=(), named=None):
+    def ask(self, operation: str, target: str | int, positional: Any = (), named: dict[str, Any] | None = None) -> Any:
         """One request, with callbacks served while it runs."""
         writes_back = self.writes_back and operation == "call"
         request = (operation, target, self._packed(positional), self._packed(named or {}), writes_back)
@@ -177,37 +185,34 @@ class Client:
                 raise ProgramGone
             self._call_back(payload)
 
-    def _answer(self, payload, positional):
+    def _answer(self, payload: bytes, positional: Any) -> Any:
         try:
             answer, changed = values.decode(payload)
         except (values.WireError, TypeError, ValueError):
             raise ProgramGone from None
         if isinstance(changed, list):
-            for own, new in zip(positional, changed):
+            for own, new in zip(positional, changed, strict=False):
                 _write_back(own, self._unpacked(new))
         return self._unpacked(answer)
 
-    def _exception(self, payload):
+    def _exception(self, payload: bytes) -> BaseException:
         try:
             record = json.loads(payload)
             name, message = str(record["type"]), str(record["message"])
             found = getattr(builtins, str(record["builtin"]), None)
         except (ValueError, KeyError, TypeError):
             raise ProgramGone from None
-        if name == str(record["builtin"]) and isinstance(found, type) and issubclass(found, BaseException):
-            try:
-                return found(message)
-            except TypeError:  # UnicodeDecodeError and its like want more arguments
-                return ProgramError(f"{name}: {message}")
-        if isinstance(found, type) and issubclass(found, BaseException):
+        if not (isinstance(found, type) and issubclass(found, BaseException)):
+            return ProgramError(f"{name}: {message}")
+        kind: type[BaseException] = found
+        if name != found.__name__:  # a class of the program, with the builtin class that it derives from
             kind = type(name, (ProgramError, found) if issubclass(found, Exception) else (found,), {})
-            try:
-                return kind(message)
-            except TypeError:
-                pass
-        return ProgramError(f"{name}: {message}")
+        try:
+            return kind(message)
+        except TypeError:  # UnicodeDecodeError and its like want more arguments
+            return ProgramError(f"{name}: {message}")
 
-    def _call_back(self, payload):
+    def _call_back(self, payload: bytes) -> None:
         try:
             number, positional, named = self._unpacked(values.decode(payload))
             function = self.callbacks.objects[number]
@@ -220,8 +225,8 @@ class Client:
         except BaseException as error:
             wire.send(self.sock, b"x", describe(error))
 
-    def _packed(self, value):
-        def opaque(found):
+    def _packed(self, value: Any) -> Any:
+        def opaque(found: Any) -> Any:
             if isinstance(found, Remote):
                 return (Ellipsis, "handle", object.__getattribute__(found, "_number"))
             if callable(found):
@@ -231,10 +236,10 @@ class Client:
 
         return values.flatten(value, opaque)
 
-    def _unpacked(self, value):
+    def _unpacked(self, value: Any) -> Any:
         return replace_extensions(value, self._own)
 
-    def _own(self, extension):
+    def _own(self, extension: values.Extension) -> Any:
         if extension.kind == "handle" and extension.parts and type(extension.parts[0]) is int:
             return Remote(self, extension.parts[0], str(extension.parts[1]) if len(extension.parts) > 1 else "object")
         return builtin_extension(extension)
@@ -243,63 +248,63 @@ class Client:
 class Remote:
     """An object of the program, as the tests see it."""
 
-    __slots__ = ("_client", "_number", "_kind")
-    __hash__ = None
+    __slots__ = ("_client", "_kind", "_number")
+    __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, client, number, kind):
+    def __init__(self, client: Client, number: int, kind: str) -> None:
         object.__setattr__(self, "_client", client)
         object.__setattr__(self, "_number", number)
         object.__setattr__(self, "_kind", kind)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return self._client.ask("attribute", self._number, (name,))
 
-    def __call__(self, *positional, **named):
+    def __call__(self, *positional: Any, **named: Any) -> Any:
         return self._client.ask("call", self._number, positional, named)
 
-    def __iter__(self):
+    def __iter__(self) -> Any:
         return self._client.ask("iter", self._number)
 
-    def __next__(self):
+    def __next__(self) -> Any:
         return self._client.ask("next", self._number)
 
-    def __len__(self):
-        return self._client.ask("len", self._number)
+    def __len__(self) -> int:
+        return int(self._client.ask("len", self._number))
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> Any:
         return self._client.ask("item", self._number, (key,))
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return self._client.ask("bool", self._number) is True
 
-    def __str__(self):
+    def __str__(self) -> str:
         return str(self._client.ask("str", self._number))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return str(self._client.ask("repr", self._number))
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return self is other
 
 
-def stub(client, name):
+def stub(client: Client, name: str) -> Callable[..., Any]:
     """A function that calls the program's function `name`."""
 
-    def call(*positional, **named):
+    def call(*positional: Any, **named: Any) -> Any:
         client.last = _shown(name, positional, named)
         answer = client.ask("call", name, positional, named)
         client.last += f" returned {short(answer)}"
         return answer
 
     call.__name__ = call.__qualname__ = name
-    call._program_name = name
+    call._program_name = name  # type: ignore[attr-defined]
     return call
 
 
-def replace_extensions(value, own):
-    """A decoded value with `own(extension)` in the place of each extension. Containers are rebuilt only where needed."""
+def replace_extensions(value: Any, own: Callable[[values.Extension], Any]) -> Any:
+    """A decoded value with `own(extension)` in the place of each extension."""
     kind = type(value)
     if kind is values.Extension:
         return own(value)
@@ -313,7 +318,7 @@ def replace_extensions(value, own):
     return value
 
 
-def builtin_extension(extension):
+def builtin_extension(extension: values.Extension) -> Any:
     """Extensions that have a class in the standard library; others stay as they are and equal nothing."""
     try:
         if extension.kind == "bytearray":
@@ -331,7 +336,7 @@ def builtin_extension(extension):
     return extension
 
 
-def _write_back(own, new):
+def _write_back(own: Any, new: Any) -> None:
     if type(own) is list and type(new) is list:
         own[:] = new
     elif type(own) is type(new) and type(own) in (dict, set):
@@ -339,13 +344,13 @@ def _write_back(own, new):
         own.update(new)
 
 
-def _shown(name, positional, named):
+def _shown(name: str, positional: Any, named: dict[str, Any]) -> str:
     parts = [short(value, 60) for value in positional] + [f"{key}={short(value, 60)}" for key, value in named.items()]
     return f"{name}({', '.join(parts)})"
 
 
-def short(value, limit=200):
+def short(value: Any, limit: int = 200) -> str:
     if type(value) is Remote:
-        return object.__getattribute__(value, "_kind") + " object"
+        return f"{object.__getattribute__(value, '_kind')} object"
     text = repr(value) if not (isinstance(value, int) and abs(value) >> 4096) else "a huge int"
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -13,21 +13,24 @@ A program that walks frames or memory to find the socket and forges the whole re
     program → supervisor   S syntax error   I error while loading   U the report
 """
 
+from __future__ import annotations
+
 import builtins
 import io
 import json
 import linecache
 import marshal
 import os
+import socket
 import sys
 import types
 import unittest
+from typing import Any
 
 from . import remote, wire
 
-
 MODULE = "__test__"
-_WATCHED = (
+_WATCHED: tuple[tuple[Any, tuple[str, ...] | None], ...] = (
     (unittest.TestCase, None),
     (unittest.TestResult, None),
     (unittest.TestSuite, None),
@@ -38,7 +41,7 @@ _WATCHED = (
 )
 
 
-def run(conn, peer):
+def run(conn: socket.socket, peer: socket.socket | None) -> None:
     """Serve the one job that arrives on `conn`."""
     kind, payload = wire.receive(conn)
     if kind != b"J":
@@ -66,7 +69,9 @@ def run(conn, peer):
     _report(conn, found, before, tools)
 
 
-def _report(conn, test_class, before, tools):
+def _report(
+    conn: socket.socket, test_class: type[unittest.TestCase], before: dict[str, Any], tools: tuple[Any, ...]
+) -> None:
     loader, result_class, _, send, dumps, fingerprint, leave = tools
     result = result_class()
     try:
@@ -88,32 +93,32 @@ def _report(conn, test_class, before, tools):
 class _Result(unittest.TestResult):
     """Counts, and keeps the first lines of each failure."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.problems = []
+        self.problems: list[list[str]] = []
         self.num_skipped = 0
 
-    def _keep(self, test, error):
+    def _keep(self, test: Any, error: Any) -> None:
         self.problems.append([str(test)[:200], error[0].__name__, str(error[1])[:500]])
 
-    def addError(self, test, err):
+    def addError(self, test: Any, err: Any) -> None:
         self._keep(test, err)
 
-    def addFailure(self, test, err):
+    def addFailure(self, test: Any, err: Any) -> None:
         self._keep(test, err)
 
-    def addSubTest(self, test, subtest, err):
+    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
         if err is not None:
             self._keep(subtest, err)
 
-    def addUnexpectedSuccess(self, test):
+    def addUnexpectedSuccess(self, test: Any) -> None:
         self.problems.append([str(test)[:200], "UnexpectedSuccess", ""])
 
-    def addSkip(self, test, reason):
+    def addSkip(self, test: Any, reason: str) -> None:
         self.num_skipped += 1
 
 
-def _fingerprint():
+def _fingerprint() -> dict[str, tuple[int, int]]:
     """Identities of the functions that decide a test's outcome."""
     found = {}
     for owner, names in _WATCHED:

@@ -1,20 +1,24 @@
 """Values on the wire: Python's builtins, exactly and without trust.
 
-The format is the part of `marshal` version 2 that has no references: one tag byte per value, little-endian. Encoding runs
-at C speed for values made of exact builtins. Decoding bytes that a program sent never uses `marshal.loads` (it trusts its
-input): `decode` below accepts the listed tags, checks every length, and builds nothing but builtins.
+The format is the part of `marshal` version 2 that has no references: one tag byte per value, little-endian. Encoding
+runs at C speed for values made of exact builtins. Decoding bytes that a program sent never uses `marshal.loads` (it
+trusts its input): `decode` below accepts the listed tags, checks every length, and builds nothing but builtins.
 
     N None   T True   F False   i int32   l long (15-bit digits)   g float64   y complex128
     s bytes  u str    ( tuple   [ list    { dict, ended by 0       < set       > frozenset     . Ellipsis
 
-What is not an exact builtin is flattened before it is encoded: a subclass to its base (a namedtuple to a tuple, a Counter
-to a dict), a numpy scalar to its number. Anything else becomes `(Ellipsis, kind, ...)`, which a decoder shows as
-`Extension` and which equals nothing but another extension with the same parts.
+What is not an exact builtin is flattened before it is encoded: a subclass to its base (a namedtuple to a tuple, a
+Counter to a dict), a numpy scalar to its number. Anything else becomes `(Ellipsis, kind, ...)`, which a decoder shows
+as `Extension` and which equals nothing but another extension with the same parts.
 """
+
+from __future__ import annotations
 
 import hashlib
 import marshal
 import struct
+from collections.abc import Callable
+from typing import Any
 
 DIGEST_OVER = 4 << 20
 """Encoded results of more bytes than this travel as a digest."""
@@ -33,46 +37,46 @@ class Extension:
 
     __slots__ = ("kind", "parts")
 
-    def __init__(self, kind, parts=()):
+    def __init__(self, kind: str, parts: Any = ()) -> None:
         self.kind = kind
         self.parts = tuple(parts)
 
-    def __eq__(self, other):
-        return type(other) is Extension and self.kind == other.kind and self.parts == other.parts
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Extension) and self.kind == other.kind and self.parts == other.parts
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash((self.kind, self.parts))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<{self.kind} {' '.join(map(str, self.parts))}>"
 
 
-def encode(value):
+def encode(value: Any) -> bytes:
     """Bytes of a value made of exact builtins. Raises WireError for anything else; see `flatten`."""
     if not is_plain(value):
         raise WireError(f"a {type(value).__name__} holds something that is not an exact builtin, or is nested too deep")
     return marshal.dumps(value, 2)
 
 
-def encode_any(value):
-    """(bytes, is_exact): any value, flattened where it has to be. `is_exact` says that its type is the builtin's own."""
+def encode_any(value: Any) -> tuple[bytes, bool]:
+    """(bytes, is_exact): any value, flattened if need be. `is_exact` says that its type is the builtin's own."""
     if is_plain(value):
         return marshal.dumps(value, 2), True
     flat = flatten(value)
     return marshal.dumps(flat, 2), type(flat) is type(value)
 
 
-def digest(encoded):
+def digest(encoded: bytes) -> bytes:
     """What stands for a large encoded value: `b"D"`, its length, and a BLAKE2b hash."""
     return b"D" + struct.pack("<Q", len(encoded)) + hashlib.blake2b(encoded, digest_size=32).digest()
 
 
-def compact(encoded):
+def compact(encoded: bytes) -> bytes:
     """The bytes themselves, or their digest where they are long. No value starts with `D`."""
     return digest(encoded) if len(encoded) > DIGEST_OVER else encoded
 
 
-def is_plain(value, depth=MAX_DEPTH):
+def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
     """Whether a value is made of exact builtins only; container contents are looked at a type set at a time."""
     kind = type(value)
     if kind in _SCALARS:
@@ -80,7 +84,7 @@ def is_plain(value, depth=MAX_DEPTH):
     if depth <= 0:
         return False
     if kind in _CONTAINERS:
-        parts = (value,)
+        parts: tuple[Any, ...] = (value,)
     elif kind is dict:
         parts = (value, value.values())
     else:
@@ -93,18 +97,18 @@ def is_plain(value, depth=MAX_DEPTH):
     return True
 
 
-def flatten(value, opaque=None, depth=MAX_DEPTH):
+def flatten(value: Any, opaque: Callable[[Any], Any] | None = None, depth: int = MAX_DEPTH) -> Any:
     """A value of exact builtins that stands for any value. `opaque(value)` names what has no builtin form."""
     kind = type(value)
     if kind in _SCALARS:
         return value
     if depth <= 0:
         return (Ellipsis, "opaque", "too deep")
-    for base in (bool, int, float, complex, str, bytes):
-        if isinstance(value, base):
-            return base.__new__(base, _base_value(value, base))
+    for scalar in (int, float, complex, str, bytes):
+        if isinstance(value, scalar):
+            return _base_value(value, scalar)
     if isinstance(value, (list, tuple, set, frozenset)):
-        base = next(b for b in (list, tuple, set, frozenset) if isinstance(value, b))
+        base: Any = next(b for b in (list, tuple, set, frozenset) if isinstance(value, b))
         items = [flatten(item, opaque, depth - 1) for item in base.__iter__(value)]
         if base is tuple and items and items[0] is Ellipsis:
             return (Ellipsis, "opaque", "tuple")
@@ -134,22 +138,18 @@ def flatten(value, opaque=None, depth=MAX_DEPTH):
     return opaque(value) if opaque is not None else (Ellipsis, "opaque", name)
 
 
-def _base_value(value, base):
-    """The builtin value inside a subclass instance, by the base class's own methods."""
-    if base is bool:
-        return value
+def _base_value(value: Any, base: type) -> Any:
+    """The builtin value inside an instance of a subclass, by the base class's own methods."""
     if base is int:
-        return int.__index__(value) if hasattr(int, "__index__") else int.__int__(value)
+        return int.__int__(value)
     if base is float:
         return float.__float__(value)
     if base is complex:
-        return complex(complex.real.__get__(value), complex.imag.__get__(value))
-    if base is str:
-        return str.__str__(value)
-    return bytes.__getitem__(value, slice(None))
+        return complex.__pos__(value)
+    return str.__getitem__(value, slice(None)) if base is str else bytes.__getitem__(value, slice(None))
 
 
-def decode(data, max_depth=MAX_DEPTH + 10):
+def decode(data: bytes, max_depth: int = MAX_DEPTH + 10) -> Any:
     """The value in untrusted bytes. Raises WireError unless they are exactly one value."""
     reader = _Reader(data)
     value = reader.value(max_depth)
@@ -164,30 +164,30 @@ _NULL = object()
 class _Reader:
     """A cursor over untrusted bytes."""
 
-    def __init__(self, data):
+    def __init__(self, data: bytes) -> None:
         self.data = bytes(data)
         self.at = 0
 
-    def take(self, count):
+    def take(self, count: int) -> bytes:
         piece = self.data[self.at : self.at + count]
         if count < 0 or len(piece) != count:
             raise WireError("the bytes end in the middle of a value")
         self.at += count
         return piece
 
-    def size(self):
-        (count,) = struct.unpack("<i", self.take(4))
+    def size(self) -> int:
+        count: int = struct.unpack("<i", self.take(4))[0]
         if count < 0 or count > len(self.data) - self.at:
             raise WireError("a length is larger than what follows")
         return count
 
-    def value(self, depth):
+    def value(self, depth: int) -> Any:
         found = self.item(depth)
         if found is _NULL:
             raise WireError("a value is missing")
         return found
 
-    def item(self, depth):
+    def item(self, depth: int) -> Any:
         if depth <= 0:
             raise WireError("the value is nested too deep")
         tag = self.take(1)
@@ -215,7 +215,7 @@ class _Reader:
             return self.mapping(depth - 1)
         raise WireError(f"the tag {tag!r} is not one of a value")
 
-    def container(self, tag, items):
+    def container(self, tag: bytes, items: list[Any]) -> Any:
         if tag == b"[":
             return items
         if tag == b"(":
@@ -227,8 +227,8 @@ class _Reader:
         except TypeError as error:
             raise WireError("a set holds something that cannot be in one") from error
 
-    def mapping(self, depth):
-        found = {}
+    def mapping(self, depth: int) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
         while True:
             key = self.item(depth)
             if key is _NULL:
@@ -239,7 +239,7 @@ class _Reader:
             except TypeError as error:
                 raise WireError("a dict has a key that cannot be one") from error
 
-    def long(self):
+    def long(self) -> int:
         (count,) = struct.unpack("<i", self.take(4))
         raw = self.take(2 * abs(count))
         digits = struct.unpack(f"<{abs(count)}H", raw)
@@ -252,7 +252,7 @@ class _Reader:
 _CONSTANTS = {b"N": None, b"T": True, b"F": False, b".": Ellipsis, b"0": _NULL}
 
 
-def _join(digits):
+def _join(digits: tuple[int, ...]) -> int:
     """The int with these 15-bit digits, least significant first; halves are joined, so long ints cost less than n²."""
     if len(digits) <= 32:
         number = 0

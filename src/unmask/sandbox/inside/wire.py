@@ -3,6 +3,9 @@
 The reader bounds every length before it allocates, since the other side may be hostile.
 """
 
+from __future__ import annotations
+
+import socket
 import struct
 
 HEADER = struct.Struct("<cQ")
@@ -12,17 +15,17 @@ class FrameError(ValueError):
     """Bytes that are not a frame, or a frame larger than allowed."""
 
 
-def frame(kind, payload=b""):
+def frame(kind: bytes, payload: bytes = b"") -> bytes:
     """One frame as bytes."""
     return HEADER.pack(kind, len(payload)) + payload
 
 
-def send(sock, kind, payload=b""):
+def send(sock: socket.socket, kind: bytes, payload: bytes = b"") -> None:
     """Send one frame whole."""
     sock.sendall(frame(kind, payload))
 
 
-def receive(sock, limit=1 << 31):
+def receive(sock: socket.socket, limit: int = 1 << 31) -> tuple[bytes, bytes]:
     """(kind, payload), or (b"", b"") at the end of the stream. Raises FrameError for too long or cut-off frames."""
     header = _exactly(sock, HEADER.size)
     if not header:
@@ -36,7 +39,7 @@ def receive(sock, limit=1 << 31):
     return kind, payload
 
 
-def _exactly(sock, count):
+def _exactly(sock: socket.socket, count: int) -> bytes:
     parts = []
     left = count
     while left:

@@ -1,15 +1,18 @@
 """The jail's first process: it loads the libraries once, and forks one child for each run.
 
-It is started as `python -s -S -B -m inside.zygote CONFIG` with the control socket as standard input. It reads the supervisor's short
-commands and never sees a program, a test or an answer: those go straight to the child, over sockets that are handed on.
-So nothing of one run can be found in the memory of the next.
+It is started as `python -s -S -B -m inside.zygote CONFIG` with the control socket as standard input. It reads the
+supervisor's short commands and never sees a program, a test or an answer: those go straight to the child, over sockets
+that are handed on. So nothing of one run can be found in the memory of the next.
 
-    fork  {"op": "fork", "role": "program" | "judge", "limits": {...}} with one or two sockets   →  {"pid": 7}
-    cpu   {"op": "cpu"}  CPU seconds of each running child                                   →  {"cpu": {"7": 0.25}, "files": 1}
-    end   {"op": "end"}  kill what still runs, clear the private folder  →  {"ended": [[7, status, seconds, bytes]], "clean": true}
+    fork  {"op": "fork", "role": "program", "limits": {...}}, one or two sockets  →  {"pid": 7}
+    cpu   {"op": "cpu"}, CPU time of the running children and the number of files →  {"cpu": {"7": 0.25}, "files": 1}
+    end   {"op": "end"}, kill what still runs and clear the private folder
+                                          →  {"ended": [[pid, status, CPU seconds, peak bytes]], "clean": true}
 
 End of file on the control socket ends the jail.
 """
+
+from __future__ import annotations
 
 import gc
 import importlib.util
@@ -22,13 +25,16 @@ import stat
 import sys
 import time
 import warnings
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from typing import Any
 
 from . import confine, guard, judge, program, unittests
 
 CONTROL = 3
 
 
-def main():
+def main() -> None:
     config = json.loads(sys.argv[1])
     sys.path.remove(os.environ.pop("PYTHONPATH"))  # it was there to find this package
     os.dup2(0, CONTROL)
@@ -46,17 +52,20 @@ def main():
     sys.meta_path.append(_Packages(config["packages"]))
     missing = _preload(config["preload"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the supervisor
+    if config["seccomp"]:
+        guard.prepare(config["loose"], config["sees_host_files"])
     os.dup2(0, 1)
     os.dup2(0, 2)
     gc.collect()
     gc.freeze()
     control.sendall(json.dumps({"ready": sys.version.split()[0], "missing": missing, "uid": os.getuid()}).encode())
-    children = {}
+    children: dict[int, bool] = {}
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 65536, 2)
         if not message:
             break
         request = json.loads(message)
+        reply: dict[str, Any]
         if request["op"] == "fork":
             reply = _fork(request, config, descriptors, children, control)
         elif request["op"] == "cpu":
@@ -70,10 +79,10 @@ def main():
 class _Packages:
     """Finds single packages whose folder's other contents are out of sight."""
 
-    def __init__(self, places):
+    def __init__(self, places: dict[str, str]) -> None:
         self.places = places
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         place = self.places.get(name)
         if place is None:
             return None
@@ -81,7 +90,7 @@ class _Packages:
         return importlib.util.spec_from_file_location(name, start, submodule_search_locations=[place])
 
 
-def _preload(names):
+def _preload(names: list[str]) -> list[str]:
     """Import what programs are likely to want; return what is not there."""
     missing = []
     warnings.simplefilter("ignore")
@@ -94,7 +103,13 @@ def _preload(names):
     return missing
 
 
-def _fork(request, config, descriptors, children, control):
+def _fork(
+    request: dict[str, Any],
+    config: dict[str, Any],
+    descriptors: list[int],
+    children: dict[int, bool],
+    control: socket.socket,
+) -> dict[str, Any]:
     try:
         pid = os.fork()
     except OSError as error:
@@ -114,7 +129,7 @@ def _fork(request, config, descriptors, children, control):
     return {"pid": pid}
 
 
-def _child(request, config, descriptors, control):
+def _child(request: dict[str, Any], config: dict[str, Any], descriptors: list[int], control: socket.socket) -> None:
     """Give up everything that a run does not need, then run it."""
     gc.enable()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -130,7 +145,7 @@ def _child(request, config, descriptors, control):
     limits = request["limits"]
     guard.limit({**limits, "loose": config["loose"]})
     if config["seccomp"]:
-        guard.forbid(loose=config["loose"], sees_host_files=config["sees_host_files"])
+        guard.forbid(config["loose"], config["sees_host_files"])
     conn, peer = kept[0], kept[1] if len(kept) > 1 else None
     role = {"program": program.run, "judge": judge.run, "unittest": unittests.run}[request["role"]]
     try:
@@ -139,7 +154,7 @@ def _child(request, config, descriptors, control):
         pass
 
 
-def _cpu_seconds(pid):
+def _cpu_seconds(pid: int) -> float:
     """CPU time of all threads of a child so far, by its process clock (clock_getcpuclockid(3))."""
     try:
         return time.clock_gettime((~pid << 3) | 2)
@@ -147,7 +162,7 @@ def _cpu_seconds(pid):
         return 0.0
 
 
-def _num_files(folder):
+def _num_files(folder: str) -> int:
     """Inodes in use in the private folder's file system."""
     if not folder:
         return 0
@@ -155,7 +170,7 @@ def _num_files(folder):
     return found.f_files - found.f_ffree
 
 
-def _end(children, config):
+def _end(children: dict[int, bool], config: dict[str, Any]) -> dict[str, Any]:
     for pid in children:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -171,7 +186,7 @@ def _end(children, config):
     return {"ended": ended, "clean": _clear(config["folder"])}
 
 
-def _sweep():
+def _sweep() -> None:
     """End every other process of the jail: the process namespace is ours alone."""
     try:
         os.kill(-1, signal.SIGKILL)
@@ -184,7 +199,7 @@ def _sweep():
             return
 
 
-def _clear(folder):
+def _clear(folder: str) -> bool:
     """Empty the private folder. False where it cannot be done quickly: then the jail is thrown away."""
     if not folder:
         return True
