@@ -74,6 +74,8 @@ def serve(sock: socket.socket, names: dict[str, Any]) -> None:
 def _reply(sock: socket.socket, table: _Table, names: dict[str, Any], payload: bytes) -> None:
     def opaque(value: Any) -> Any:
         kind = type(value)
+        if _is_builtin_class(value):
+            return (Ellipsis, "class", value.__name__)
         return (Ellipsis, "handle", table.keep(value), f"{kind.__module__}.{kind.__qualname__}"[:200])
 
     def unpacked(value: Any) -> Any:
@@ -137,6 +139,7 @@ _OPERATIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "iter": lambda found, positional, named: _Iterator(found),
     "next": lambda found, positional, named: next(found),
     "len": lambda found, positional, named: len(found),
+    "set": lambda found, positional, named: setattr(found, *positional),
     "item": lambda found, positional, named: found[positional[0]],
     "bool": lambda found, positional, named: bool(found),
     "str": lambda found, positional, named: str(found),
@@ -229,6 +232,8 @@ class Client:
         def opaque(found: Any) -> Any:
             if isinstance(found, Remote):
                 return (Ellipsis, "handle", object.__getattribute__(found, "_number"))
+            if _is_builtin_class(found):
+                return (Ellipsis, "class", found.__name__)
             if callable(found):
                 name = getattr(found, "_program_name", None)
                 return (Ellipsis, "callback", self.callbacks.keep(found)) if name is None else (Ellipsis, "name", name)
@@ -260,6 +265,9 @@ class Remote:
         if name.startswith("__"):
             raise AttributeError(name)
         return self._client.ask("attribute", self._number, (name,))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._client.ask("set", self._number, (name, value))
 
     def __call__(self, *positional: Any, **named: Any) -> Any:
         return self._client.ask("call", self._number, positional, named)
@@ -321,6 +329,8 @@ def replace_extensions(value: Any, own: Callable[[values.Extension], Any]) -> An
 def builtin_extension(extension: values.Extension) -> Any:
     """Extensions that have a class in the standard library; others stay as they are and equal nothing."""
     try:
+        if extension.kind == "class" and _is_builtin_class(found := getattr(builtins, str(extension.parts[0]), None)):
+            return found
         if extension.kind == "bytearray":
             return bytearray(extension.parts[0])
         if extension.kind == "decimal.Decimal":
@@ -334,6 +344,11 @@ def builtin_extension(extension: values.Extension) -> Any:
     except (ValueError, TypeError, IndexError, ArithmeticError):
         pass
     return extension
+
+
+def _is_builtin_class(value: Any) -> bool:
+    """Whether this is a class of the builtins (`int`, `ValueError`), which both sides have."""
+    return type(value) is type and getattr(builtins, value.__name__, None) is value
 
 
 def _write_back(own: Any, new: Any) -> None:
