@@ -25,7 +25,7 @@ def doctor(
 
     Example: unmask doctor --model smollm2-135m-instruct
     """
-    report = {**_software(), **_hardware(), **_models()}
+    report = {**_software(), **_hardware(), **_sandbox(), **_models()}
     try:
         if model is not None:
             report |= _check_model(model)
@@ -73,6 +73,22 @@ def _hardware() -> dict[str, Any]:
         "bfloat16 on the cpu": "native" if has_bf16 else "emulated; float32 is used",
         "memory": _memory(),
     }
+
+
+def _sandbox() -> dict[str, Any]:
+    """What `unmask evaluate` runs programs in, and what each back end promises or lacks here."""
+    from unmask.errors import SandboxError
+    from unmask.sandbox import backends
+
+    probed = {name: backends.probe(name) for name in backends.BACKENDS if name != "plain"}
+    told = {
+        f"sandbox {name}": ", ".join(found.guarantees) if isinstance(found, backends.Backend) else f"not here: {found}"
+        for name, found in probed.items()
+    }
+    try:
+        return {"sandbox": backends.choose().name} | told
+    except SandboxError as error:
+        return {"sandbox": f"none that isolates: {error}"} | told
 
 
 def _memory() -> str:

@@ -6,9 +6,10 @@ import sys
 
 import typer
 
-from unmask.cli import models
+from unmask.cli import data, models
 from unmask.cli.chat import chat
 from unmask.cli.doctor import doctor
+from unmask.cli.evaluate import evaluate
 from unmask.cli.generate import generate
 from unmask.cli.infill import infill
 from unmask.cli.replay import replay
@@ -29,6 +30,8 @@ Examples:
 
   unmask chat --temperature 0.3
 
+  unmask evaluate humaneval+ --model qwen2.5-coder-0.5b-instruct --limit 20
+
   unmask models list
 """
 
@@ -43,7 +46,9 @@ app.command()(generate)
 app.command()(chat)
 app.command()(infill)
 app.command()(replay)
+app.command()(evaluate)
 app.add_typer(models.app, name="models")
+app.add_typer(data.app, name="data")
 app.command()(doctor)
 
 

@@ -45,6 +45,8 @@ class Canvas:
     committed_at_BL: Int[Tensor, "B L"]
     start_B: Int[Tensor, " B"]
     end_B: Int[Tensor, " B"]
+    stop_B: Int[Tensor, " B"]
+    """Columns from which on nothing matters any more; the row's end, until a stop string is found before it."""
 
     @classmethod
     def from_rows(
@@ -74,8 +76,10 @@ class Canvas:
             committed_at_BL=torch.full(shape, -1),
             start_B=torch.tensor([(width - len(row)) // align * align for row in rows]),
             end_B=torch.zeros(len(rows), dtype=torch.long),
+            stop_B=torch.zeros(len(rows), dtype=torch.long),
         )
         canvas.end_B = canvas.start_B + torch.tensor([len(row) for row in rows])
+        canvas.stop_B = canvas.end_B.clone()
         for number, row in enumerate(rows):
             here = slice(int(canvas.start_B[number]), int(canvas.end_B[number]))
             is_masked = torch.tensor([token is None for token in row])

@@ -13,7 +13,7 @@ from unmask.decode.canvas import Canvas
 from unmask.decode.denoiser import Denoiser
 from unmask.decode.loop import denoise
 from unmask.decode.settings import DecodeSettings
-from unmask.decode.stop import answer_end
+from unmask.decode.stop import StopFinder, answer_end
 from unmask.errors import TextError
 from unmask.text.tokenizer import Tokenizer
 from unmask.trajectory import Frame, StepEvent, Trajectory
@@ -60,6 +60,7 @@ class Run:
         end_ids: Collection[int],
         suppressed_ids: Collection[int],
         samples: Sequence[int],
+        stop_strings: Sequence[str] = (),
         first_step: int = 0,
         history: Sequence[Trajectory] | None = None,
     ) -> None:
@@ -69,6 +70,7 @@ class Run:
         self.positions_computed = [0] * canvas.num_rows
         self._tokenizer = tokenizer
         self._end_ids = frozenset(end_ids)
+        self._stops = StopFinder(canvas, stop_strings, tokenizer.decode) if stop_strings and settings.mode == "exact" else None
         self._finished = [False] * canvas.num_rows
         self._is_left = False
         self.trajectories = list(history) if history is not None else self._fresh_trajectories(model, samples)
@@ -88,6 +90,8 @@ class Run:
         for event in self._events:
             self.seconds += time.perf_counter() - started
             self._record(event)
+            if self._stops is not None:
+                self._stops.look(self.canvas)
             yield event
             started = time.perf_counter()
         self._finished = [True] * self.canvas.num_rows
@@ -132,6 +136,7 @@ class Run:
         start = int(canvas.start_B[row])
         ids = canvas.row_ids(row)[first - start : end - start]
         has_ended = end < int(canvas.end_B[row])
+        is_cut = has_ended and end == int(canvas.stop_B[row])
         reason = "interrupted"
         if self._finished[row] or self._is_left:
             reason = "stop" if has_ended or self._is_left else "length"
@@ -140,7 +145,7 @@ class Run:
             text=self._text(ids),
             model=trajectory.model,
             num_tokens=int(is_settled_L[:end].sum()),
-            wasted_tokens=int(is_settled_L[end:].sum()) - has_ended,
+            wasted_tokens=int(is_settled_L[end:].sum()) - (has_ended and not is_cut),
             num_forwards=trajectory.num_forwards,
             positions_computed=self.positions_computed[row],
             seconds=self.seconds,

@@ -149,8 +149,12 @@ class Model:
         samples: Sequence[int],
         end_ids: Sequence[int] | None = None,
         suppressed_ids: Sequence[int] = (),
+        stop_strings: Sequence[str] = (),
     ) -> Run:
-        """Decode rows in which None is masked. `end_ids` None takes the model's own."""
+        """Decode rows in which None is masked. `end_ids` None takes the model's own.
+
+        A row whose settled beginning holds one of `stop_strings` is done; its text still has the string (exact mode).
+        """
         return Run(
             self.denoiser(),
             self.canvas(rows),
@@ -160,6 +164,7 @@ class Model:
             end_ids=self.end_ids if end_ids is None else end_ids,
             suppressed_ids=[*self.undefined_ids, *suppressed_ids],
             samples=samples,
+            stop_strings=stop_strings,
         )
 
     def canvas(

@@ -1,0 +1,103 @@
+"""The folder of a run: `run.json` says what was asked, and only a run that asks the same goes on in it.
+
+evaluations/humaneval-diffucoder-7b-instruct-1f9ac3d2/
+    run.json        the protocol: everything that a sample depends on
+    samples.jsonl   one line per sample, written as each batch ends
+    result.json     the result
+    report.html     the same to look at
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from unmask.errors import SettingsError, TaskError
+
+RUN, SAMPLES, REPORT = "run.json", "samples.jsonl", "report.html"
+
+_SLICES, _SLICE_BYTES = 64, 4096
+
+
+def default_folder(protocol: Mapping[str, Any]) -> Path:
+    """`evaluations/<benchmark>-<model>-<hash>`, the same for the same protocol."""
+    digest = hashlib.blake2b(json.dumps(protocol, sort_keys=True).encode(), digest_size=4).hexdigest()
+    names = [_slug(PurePath(str(protocol[name])).name) for name in ("benchmark", "model")]
+    return Path("evaluations") / "-".join([*names, digest])
+
+
+def enter(folder: Path, protocol: Mapping[str, Any]) -> None:
+    """Make the folder, or make sure that it holds a run of the same protocol. Raises SettingsError, TaskError."""
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"--output {folder} is a file; give a folder, which is made where there is none")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RUN
+    if not path.exists():
+        if (folder / SAMPLES).exists():
+            raise SettingsError(
+                f"--output {folder} holds {SAMPLES} but no {RUN} to say what they are; give another folder"
+            )
+        part = path.with_name(f".{RUN}.part")
+        part.write_text(json.dumps(protocol, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+        return
+    try:
+        recorded = dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, AttributeError) as error:
+        raise TaskError(f"{path} is damaged ({error}); give another --output, or delete the folder") from None
+    asked = dict(_flat(json.loads(json.dumps(protocol))))
+    differing = [name for name in {**recorded, **asked} if recorded.get(name) != asked.get(name)]
+    if differing:
+        shown = "; ".join(f"{name} ({recorded.get(name)} there, {asked.get(name)} here)" for name in differing[:5])
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise SettingsError(
+            f"{folder} holds a run of another kind, which differs in {shown}{more}; give another --output, or the same "
+            "settings to go on with it"
+        )
+
+
+def read_protocol(folder: Path) -> dict[str, Any] | None:
+    """What `run.json` of a folder says; None where there is none that can be read."""
+    try:
+        record = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def fingerprint(path: Path) -> str:
+    """A digest of a checkpoint's files from their names, sizes and a few slices of each.
+
+    Training overwrites checkpoints, and samples of the old weights must not pass for samples of the new ones. Equal
+    copies have equal fingerprints, and it reads a few MB at most.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]:
+        size = file.stat().st_size
+        digest.update(f"{file.name if path.is_dir() else ''} {size}\n".encode())
+        with file.open("rb") as data:
+            for offset in _offsets(size):
+                data.seek(offset)
+                digest.update(data.read(_SLICE_BYTES))
+    return digest.hexdigest()
+
+
+def _offsets(size: int) -> list[int]:
+    """Where the slices begin: all of a small file; evenly spread over a large one, first and last bytes included."""
+    if size <= _SLICES * _SLICE_BYTES:
+        return list(range(0, size, _SLICE_BYTES))
+    return [index * (size - _SLICE_BYTES) // (_SLICES - 1) for index in range(_SLICES)]
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9+._]+", "-", name).strip("-.") or "run"

@@ -1,0 +1,223 @@
+"""`unmask data`: what goes to stdout and what to stderr; the data is small and lies in a folder of the test's."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from unmask.cli import data as cli
+from unmask.data import files
+from unmask.data.files import DataFile
+from unmask.data.task import Task
+from unmask.errors import SettingsError, TaskError
+from unmask.evaluate import benchmarks, environment
+from unmask.evaluate.environment import Environment
+
+runner = CliRunner()
+
+RIGHT = b'{"task_id": "HumanEval/0"}\n'
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder with one right file, one wrong file, and one that is absent."""
+    place = tmp_path / "data"
+    place.mkdir()
+    (place / "right.jsonl").write_bytes(RIGHT)
+    (place / "wrong.jsonl").write_bytes(b"other")
+    rows = [
+        DataFile(path=f"{name}.jsonl", version="v1", licence="MIT", bytes=27, sha256=hashlib.sha256(RIGHT).hexdigest())
+        for name in ("right", "wrong", "absent")
+    ]
+    monkeypatch.setattr(files, "table", lambda: {row.path: row for row in rows})
+    monkeypatch.setenv("UNMASK_DATA", str(place))
+    monkeypatch.setenv("UNMASK_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("UNMASK_OFFLINE", "1")
+    return place
+
+
+def run(*arguments: object) -> tuple[str, str]:
+    done = runner.invoke(cli.app, [str(argument) for argument in arguments])
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout, done.stderr
+
+
+# list
+
+
+def test_list_says_of_each_file_whether_it_is_here_and_the_right_one(folder: Path) -> None:
+    out, err = run("list")
+    assert out.splitlines() == [
+        f"right.jsonl\tv1\tMIT\tok\t{folder}/right.jsonl",
+        f"wrong.jsonl\tv1\tMIT\twrong\t{folder}/wrong.jsonl",
+        "absent.jsonl\tv1\tMIT\tabsent\t-",
+    ]
+    assert err == ""
+
+
+def test_list_as_json_has_the_hashes(folder: Path) -> None:
+    records: list[dict[str, Any]] = json.loads(run("list", "--json")[0])
+    assert [record["state"] for record in records] == ["ok", "wrong", "absent"]
+    assert records[0]["sha256"] == hashlib.sha256(RIGHT).hexdigest()
+    assert records[2]["place"] is None
+
+
+def test_a_table_on_a_terminal_prints_brackets_as_they_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    cli._print_table(["file", "path"], [["a.jsonl", "/data/[red]/a.jsonl"]])
+    assert capsys.readouterr().out.split() == ["file", "path", "a.jsonl", "/data/[red]/a.jsonl"]
+
+
+# fetch
+
+
+def test_fetch_prints_the_paths_of_what_a_benchmark_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def needed(name: str, *, version: str | None = None) -> tuple[str, ...]:
+        asked.append((name, version))
+        return ("right.jsonl",)
+
+    monkeypatch.setattr(benchmarks, "needed_files", needed)
+    assert run("fetch", "humaneval+", "--version", "v1")[0] == f"{folder}/right.jsonl\n"
+    assert json.loads(run("fetch", "humaneval+", "--json")[0]) == {"right.jsonl": f"{folder}/right.jsonl"}
+    assert asked == [("humaneval+", "v1"), ("humaneval+", None)]
+
+
+def test_fetch_of_an_unknown_benchmark_names_the_nearest() -> None:
+    with pytest.raises(TaskError, match=r"'humanevil' is not a benchmark; did you mean humaneval"):
+        run("fetch", "humanevil")
+
+
+# setup
+
+
+def made(*, missing: tuple[str, ...] = ()) -> Environment:
+    place = Path("/somewhere")
+    return Environment(
+        name="bigcodebench",
+        python=place / "bin/python3.10",
+        prefix=place,
+        site_packages=(place / "lib",),
+        version="3.10.13",
+        missing=missing,
+    )
+
+
+def test_setup_prints_the_libraries_folder_and_tells_what_it_does_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def setup(name: str, *, python: Path | None, again: bool, report: environment.Tell) -> Environment:
+        asked.append((name, python, again))
+        report("installing")
+        return made(missing=("tensorflow==2.11.1",))
+
+    monkeypatch.setattr(environment, "setup", setup)
+    out, err = run("setup", "bigcodebench", "--python", "/x/python3.10", "--again")
+    assert out == "/somewhere/lib\n"
+    assert err == (
+        "installing\nwarning: bigcodebench lacks tensorflow==2.11.1: tasks that need them cannot be judged\n"
+    )
+    assert asked == [("bigcodebench", Path("/x/python3.10"), True)]
+    record = json.loads(run("setup", "bigcodebench", "--json")[0])
+    assert record["site_packages"] == ["/somewhere/lib"]
+    assert record["warning"].startswith("bigcodebench lacks")
+    assert asked[1] == ("bigcodebench", None, False)
+
+
+def test_setup_of_a_benchmark_that_needs_none_says_so() -> None:
+    with pytest.raises(SettingsError, match="'mbpp' has no environment of its own; known: bigcodebench"):
+        run("setup", "mbpp")
+
+
+def test_ctrl_c_in_a_set_up_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> Environment:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "setup", stop)
+    done = runner.invoke(cli.app, ["setup", "bigcodebench"])
+    assert done.exit_code == 130
+    assert done.stderr == "stopped; `unmask data setup bigcodebench` begins it again\n"
+
+
+# overlap
+
+PROMPT = "def intersperse(numbers, delimiter): insert a number delimiter between every two consecutive elements"
+
+
+@pytest.fixture
+def benchmark(folder: Path) -> Path:
+    """A benchmark of two tasks, as a file."""
+    rows = [
+        {"task_id": "Mine/0", "prompt": PROMPT, "entry_point": "f", "tests": [{"input": [1], "output": 1}]},
+        {"task_id": "Mine/1", "prompt": "def f(): ...", "entry_point": "f", "tests": [{"input": [1], "output": 1}]},
+    ]
+    path = folder / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_overlap_counts_the_tasks_that_a_training_file_has_seen(folder: Path, benchmark: Path) -> None:
+    train = folder / "train.jsonl"
+    train.write_text(json.dumps({"text": f"# {PROMPT.upper()}"}) + '\n{"text": "solves Mine/1"}\n{"text": "other"}\n')
+    out, err = run("overlap", train, "--benchmark", benchmark)
+    assert out == f"{benchmark}\t2\t1\t1\t2\n"
+    assert err.splitlines() == [
+        f"3 documents of {train} were read",
+        f"{benchmark}: document 1 shares Mine/0: "
+        "def intersperse numbers delimiter insert a number delimiter between every",
+        f"{benchmark}: document 2 names Mine/1: Mine/1",
+        f"{benchmark}: tasks of fewer than 10 words, found by id alone: 1",
+    ]
+    found = json.loads(run("overlap", train, "--benchmark", benchmark, "--json", "--n", "14")[0])
+    assert found["n"] == 14
+    assert found["benchmarks"][str(benchmark)]["tasks_by_ngram"] == []
+
+
+def test_overlap_without_a_name_takes_the_benchmarks_that_are_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str, *, answers: bool) -> benchmarks.Benchmark:
+        assert not answers  # no reference is run
+        tasks = (Task(task_id="A/0", prompt=PROMPT),)
+        return benchmarks.Benchmark(name=name, version="", kind="complete", tasks=tasks, data_sha256={})
+
+    needs = {"here": ("right.jsonl",), "elsewhere": ("absent.jsonl", "right.jsonl")}
+    monkeypatch.setattr(benchmarks, "NAMES", tuple(needs))
+    monkeypatch.setattr(benchmarks, "needed_files", lambda name, version=None: needs[name])
+    monkeypatch.setattr(benchmarks, "load", load)
+    train = folder / "train.txt"
+    train.write_text(PROMPT)
+    out, err = run("overlap", train)
+    assert out == "here\t1\t0\t1\t1\n"
+    assert err.startswith("not compared, since their data is not here: elsewhere; `unmask data fetch NAME` gets it\n")
+
+
+def test_overlap_with_no_data_at_all_says_how_to_get_some(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks, "NAMES", ("elsewhere",))
+    monkeypatch.setattr(benchmarks, "needed_files", lambda name, version=None: ("absent.jsonl",))
+    with pytest.raises(TaskError) as caught:
+        run("overlap", folder / "right.jsonl")
+    assert str(caught.value) == (
+        "no benchmark's data is on this machine, so there is nothing to compare with: name a benchmark "
+        "(--benchmark humaneval+) to have it downloaded, or set UNMASK_DATA to the folder that holds the data"
+    )
+
+
+def test_neither_help_nor_overlap_imports_torch(folder: Path, benchmark: Path) -> None:
+    code = (
+        "import sys\nfrom unmask.cli.data import app\n"
+        f"app(['overlap', {str(benchmark)!r}, '--benchmark', {str(benchmark)!r}], standalone_mode=False)\n"
+        "print(sorted({'torch', 'numpy', 'tokenizers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,88 @@
+"""A run's folder: only a run that asks the same goes on in it, and weights are known by their content."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unmask.errors import SettingsError, TaskError
+from unmask.evaluate.folder import RUN, default_folder, enter, fingerprint, read_protocol
+
+PROTOCOL: dict[str, Any] = {"benchmark": "humaneval+", "model": "org/Tiny-1B", "n": 1, "cells": {"only": {"steps": 8}}}
+
+
+def test_a_new_folder_records_what_was_asked(tmp_path: Path) -> None:
+    enter(tmp_path / "a" / "b", PROTOCOL)
+    assert read_protocol(tmp_path / "a" / "b") == PROTOCOL
+
+
+def test_the_same_run_goes_on(tmp_path: Path) -> None:
+    enter(tmp_path, PROTOCOL)
+    enter(tmp_path, json.loads(json.dumps(PROTOCOL)))
+
+
+def test_another_run_is_told_what_differs(tmp_path: Path) -> None:
+    enter(tmp_path, PROTOCOL)
+    with pytest.raises(SettingsError) as error:
+        enter(tmp_path, {**PROTOCOL, "n": 5, "cells": {"only": {"steps": 16}}})
+    assert "differs in n (1 there, 5 here); cells.only.steps (8 there, 16 here); give another --output" in str(
+        error.value
+    )
+
+
+def test_a_folder_with_samples_of_nobody_knows_what_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text("")
+    with pytest.raises(SettingsError, match=r"holds samples.jsonl but no run.json to say what they are"):
+        enter(tmp_path, PROTOCOL)
+
+
+def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
+    (tmp_path / RUN).write_text("{")
+    with pytest.raises(TaskError, match=r"run.json is damaged .*; give another --output"):
+        enter(tmp_path, PROTOCOL)
+    assert read_protocol(tmp_path) is None
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="is a file; give a folder"):
+        enter(tmp_path / "file", PROTOCOL)
+
+
+def test_the_default_folder_is_one_for_each_protocol() -> None:
+    here = default_folder(PROTOCOL)
+    assert here.parts[0] == "evaluations"
+    assert here.name.startswith("humaneval+-Tiny-1B-")
+    assert default_folder(dict(reversed(PROTOCOL.items()))) == here
+    assert default_folder({**PROTOCOL, "n": 2}) != here
+
+
+def test_a_path_as_a_model_name_stays_within_the_folder() -> None:
+    assert default_folder({**PROTOCOL, "model": "../../etc/.."}).parts[0] == "evaluations"
+    assert len(default_folder({**PROTOCOL, "model": "../../etc/.."}).parts) == 2
+
+
+def checkpoint(folder: Path, data: bytes) -> Path:
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(data)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_copies_have_one_fingerprint_and_trained_weights_another(tmp_path: Path) -> None:
+    large = bytes(range(256)) * 4096
+    first = checkpoint(tmp_path / "a", large)
+    copy = Path(shutil.copytree(first, tmp_path / "b"))
+    assert fingerprint(first) == fingerprint(copy)
+    for name, data in {"end": large[:-1] + b"x", "longer": large + b"x", "start": b"x" + large[1:]}.items():
+        assert fingerprint(checkpoint(tmp_path / name, data)) != fingerprint(first)
+    assert fingerprint(first / "model.safetensors") != fingerprint(first / "config.json")
+
+
+def test_every_byte_of_a_small_file_counts(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 100
+    first = checkpoint(tmp_path / "a", data)
+    other = checkpoint(tmp_path / "b", data[:9000] + b"\xff" + data[9001:])
+    assert fingerprint(first) != fingerprint(other)
