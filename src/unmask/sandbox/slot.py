@@ -26,8 +26,10 @@ from unmask.sandbox.verdict import Limits, Status, Verdict
 
 _RESULT = struct.Struct("<?d")
 _MAX_FILES = 20_000
+_MAX_NAMES, _MAX_RECORD = 1 << 18, 1 << 16
+"""Bytes of what a program may say about itself; only results may be longer."""
 _FIRST_LOOK, _LOOK = 0.2, 0.3
-_JUDGE_LIMITS = Limits(cpu_seconds=20, wall_seconds=120, memory_bytes=4 << 30, processes=8)
+_JUDGE_LIMITS = Limits(cpu_seconds=5, wall_seconds=60, memory_bytes=4 << 30, processes=8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +263,7 @@ class Run:
         finally:
             program_end.close()
             judge_end.close()
-        kind, payload = self._next("judge", watch="program")
+        kind, payload = self._next("judge")
         if kind == b"P":
             return 1
         if kind == b"F":
@@ -279,17 +281,18 @@ class Run:
             raise self._raised(payload, None, "loading the program")
         if kind != b"U":
             raise self._not_understood(kind, payload, None)
+        report = _record(payload)
         try:
-            report = json.loads(payload)
-            ran, skipped, problems = int(report["ran"]), int(report["skipped"]), list(report["problems"])
+            ran, skipped = int(report["ran"]), int(report["skipped"])
+            problems = [tuple(str(part) for part in problem) for problem in report["problems"]]
             changed = [str(name) for name in report["changed"]]
-        except (ValueError, KeyError, TypeError):
+            test, kind_name, text = problems[0] if problems else ("", "", "")
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise Ruling("crash", "the report of its tests was not understood") from None
         if changed:
-            raise Ruling("fail", f"{_TAMPERED}: {', '.join(changed[:5])}")
+            raise Ruling("fail", f"{_TAMPERED}: {_printable(', '.join(changed[:5]))}")
         if problems:
-            test, kind_name, text = (str(part) for part in problems[0])
-            raise Ruling("fail", f"{test.split(' ')[0]} of {tests.num_tests} tests: {kind_name}: {text}"[:1000])
+            raise Ruling("fail", _printable(f"{test.split(' ')[0]} of {tests.num_tests} tests: {kind_name}: {text}"))
         if ran != tests.num_tests or skipped:
             raise Ruling("fail", f"{ran - skipped} tests ran where the trusted source has {tests.num_tests}")
         return ran
@@ -316,18 +319,15 @@ class Run:
     def _loaded(self) -> list[str]:
         """Wait until the program's own statements have run; the names that it defines."""
         kind, payload = self._next("program")
-        if kind == b"K":
-            try:
-                return [str(name) for name in json.loads(payload)]
-            except (ValueError, TypeError):
-                pass
+        if kind == b"K" and len(payload) <= _MAX_NAMES:
+            return payload.decode("utf-8", "replace").split("\n")
         if kind == b"S":
             raise Ruling("syntax_error", _describe(payload))
         if kind == b"I":
             raise self._raised(payload, None, "loading the program")
         raise self._not_understood(kind, payload, None)
 
-    def _next(self, role: str, *, watch: str | None = None) -> tuple[bytes, bytes]:
+    def _next(self, role: str) -> tuple[bytes, bytes]:
         """The next frame of a child; its end is `(b"", b"")`. Raises Ruling when a limit is reached meanwhile."""
         channel = self._channels[role]
         while True:
@@ -347,7 +347,11 @@ class Run:
         """Check the limits that the kernel does not."""
         for role, pid in self._pids.items():
             usage, files = self._slot.jail(role).usage()
-            allowed = self._limits.cpu_seconds if role == "program" else max(20.0, self._limits.cpu_seconds)
+            allowed = (
+                self._limits.cpu_seconds
+                if role == "program"
+                else max(_JUDGE_LIMITS.cpu_seconds, self._limits.cpu_seconds)
+            )
             if usage.get(pid, 0.0) >= allowed:
                 raise Ruling("timeout", f"the run took more than {allowed:.3g} s of CPU time")
             if role == "program" and files > _MAX_FILES:
@@ -408,12 +412,11 @@ class Run:
         return Ruling("crash", "its replies were not understood", index)
 
     def _raised(self, payload: bytes, index: int | None, where: str) -> Ruling:
-        try:
-            record = json.loads(payload)
-            builtin, errno = str(record["builtin"]), record.get("errno")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        record = _record(payload)
+        if not record:
             return Ruling("crash", "its replies were not understood", index)
-        return Ruling(_status_of(builtin, errno), f"{where} raised {_describe(payload)}", index)
+        status = _status_of(str(record.get("builtin")), record.get("errno"))
+        return Ruling(status, f"{where} raised {_describe(payload)}", index)
 
     def _compare(self, index: int, is_exact: bool, data: bytes, tests: CallTests) -> None:
         """Have the judge's process compare one result; return if it accepts. Raises Ruling otherwise."""
@@ -432,28 +435,43 @@ class Run:
         if kind != b"N":
             raise Ruling("fail", f"{call} returned a value that cannot be compared within the limits", index)
         got, expected = json.loads(answer)
-        raise Ruling("fail", f"{call} returned {got}, expected {expected}", index)
+        raise Ruling("fail", _printable(f"{call} returned {got}, expected {expected}"), index)
 
 
 def _status_of(builtin: str, errno: object = None) -> Status:
-    if builtin == "MemoryError":
+    if builtin == "MemoryError" or errno == 12:  # ENOMEM
         return "memory"
     return "output" if errno in (27, 28, 122) else "fail"  # EFBIG, ENOSPC, EDQUOT
 
 
-def _describe(payload: bytes) -> str:
+def _record(payload: bytes) -> dict[str, Any]:
+    """A JSON object that a program sent; empty for anything else. Long payloads are not read: ours are short."""
+    if len(payload) > _MAX_RECORD:
+        return {}
     try:
         record = json.loads(payload)
-        return f"{record['type']}: {record['message']}"[:1000].rstrip(": ")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError, MemoryError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _describe(payload: bytes) -> str:
+    record = _record(payload)
+    if not record:
         return "an exception that cannot be shown"
+    return _printable(f"{record.get('type')}: {record.get('message')}").rstrip(": ")
+
+
+def _printable(text: str) -> str:
+    """Text of a program for a message: a terminal's control characters and lone surrogates are written out."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text[:1000])
 
 
 def _failed_assertion(payload: bytes) -> Ruling:
-    record = json.loads(payload)
+    record = json.loads(payload)  # from the judge's process
     kinds: dict[str, Status] = {"MemoryError": "memory", "OutputLimit": "output"}
     message = str(record["message"]) + (f"; the last call: {record['last']}" if record["last"] else "")
-    return Ruling(kinds.get(str(record["type"]), "fail"), message)
+    return Ruling(kinds.get(str(record["type"]), "fail"), _printable(message))
 
 
 def _shown_call(tests: CallTests, index: int) -> str:

@@ -58,10 +58,11 @@ _LOOSE = {  # unittest-style programs may start processes and use sockets: their
 }  # fmt: skip
 _ARGUMENT: dict[str, tuple[int, int]] = {
     "clone": (56, 220), "clone3": (435, 435), "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261),
-    "fcntl": (72, 25), "ioctl": (16, 29),
+    "fcntl": (72, 25), "ioctl": (16, 29), "socketpair": (53, 199),
 }  # fmt: skip
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CLONE_THREAD = 0x10000
+_STREAM, _SOCKET_FLAGS = 1, (0, 0x800, 0x80000, 0x80800)  # a datagram pair could send to named sockets
 _FCNTL = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
 _IOCTL = (0x5412, 0x541C, 0x8901, 0x8902)  # TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP
 
@@ -146,6 +147,7 @@ def prepare(loose: bool, sees_host_files: bool) -> bytes:
         only_if("clone", _ARG0, [(_JSET, _CLONE_THREAD)], _ALLOW, _DENY)
         only_if("clone3", _ARG0, [], _ABSENT, _ABSENT)  # its flags cannot be read; C libraries fall back to clone
         only_if("kill", _ARG0, [(_JEQ, pid)], _ALLOW, _DENY)
+        only_if("socketpair", _ARG1, [(_JEQ, _STREAM | flags) for flags in _SOCKET_FLAGS], _ALLOW, _DENY)
         only_if("tgkill", _ARG0, [(_JEQ, pid)], _ALLOW, _DENY)
     only_if("prlimit64", _ARG0, [(_JEQ, 0), (_JEQ, pid)], _ALLOW, _DENY)
     only_if("fcntl", _ARG1, [(_JEQ, command) for command in _FCNTL], _DENY, _ALLOW)

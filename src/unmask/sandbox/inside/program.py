@@ -14,7 +14,6 @@ In the serving mode the calls come from the tests' process over a second socket 
 from __future__ import annotations
 
 import io
-import json
 import marshal
 import signal
 import socket
@@ -66,16 +65,16 @@ def run(conn: socket.socket, peer: socket.socket | None) -> None:
     if module is None:
         return
     if job["mode"] == "serve" and peer is not None:
-        names = [name for name in vars(module) if isinstance(name, str) and not name.startswith("__")]
-        wire.send(conn, b"K", json.dumps(names[:10_000]).encode("utf-8", "replace"))
+        names = [name for name in vars(module) if isinstance(name, str) and name.isidentifier() and name[:2] != "__"]
+        wire.send(conn, b"K", "\n".join(names[:2000]).encode("utf-8", "replace"))
         remote.serve(peer, vars(module))
         return
-    wire.send(conn, b"K", b"[]")
     entry = vars(module).get(job["entry_point"])
     if not callable(entry):
         what = "is not a function" if job["entry_point"] in vars(module) else "is not defined"
         _send_error(conn, b"I", NameError(f"{job['entry_point']} {what}"))
         return
+    wire.send(conn, b"K")
     _call_all(conn, entry, marshal.loads(job["inputs"]), job["call_cpu_seconds"])
 
 

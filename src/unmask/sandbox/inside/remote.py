@@ -183,7 +183,10 @@ class Client:
             if kind == b"R":
                 return self._answer(payload, positional if writes_back else ())
             if kind == b"X":
-                raise self._exception(payload)
+                error = self._exception(payload)
+                if isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit)) and operation != "next":
+                    raise RuntimeError(f"the program raised {type(error).__name__}")  # it would end the tests' loop
+                raise error
             if kind != b"B":
                 raise ProgramGone
             self._call_back(payload)
@@ -367,5 +370,8 @@ def _shown(name: str, positional: Any, named: dict[str, Any]) -> str:
 def short(value: Any, limit: int = 200) -> str:
     if type(value) is Remote:
         return f"{object.__getattribute__(value, '_kind')} object"
-    text = repr(value) if not (isinstance(value, int) and abs(value) >> 4096) else "a huge int"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError, MemoryError):  # an int of more digits than Python writes out
+        text = f"a large {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
