@@ -229,7 +229,8 @@ class Judging:
 
         if environment is None:
             return open_executor(self.sandbox, workers=self.workers)
-        from unmask.evaluate.environment import find
+        from unmask.evaluate.environment import PRELOAD, find
+        from unmask.sandbox.backends import PRELOAD as STANDARD
         from unmask.sandbox.backends import Interpreter
 
         found = find(environment)
@@ -240,7 +241,13 @@ class Judging:
             )
         if found.warning and not self.quiet:
             print(found.warning, file=sys.stderr)
-        python = Interpreter(python=found.python, prefix=found.prefix, site_packages=found.site_packages)
+        python = Interpreter(
+            python=found.python,
+            prefix=found.prefix,
+            site_packages=found.site_packages,
+            preload=(*STANDARD, *PRELOAD[environment]),
+            name=environment,
+        )
         return open_executor(self.sandbox, workers=self.workers, interpreter=python, loose=True)
 
     def judge(self, drawn: Drawn, tasks: "Benchmark", executor: "Executor") -> "Result":

@@ -10,6 +10,7 @@ from unmask.errors import TaskError
 from unmask.sandbox.tests import Tests
 from unmask.sandbox.verdict import Limits
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One task. A solution is a whole program: `task.program(completion)` makes one of what a model wrote."""
@@ -30,13 +31,13 @@ class Task:
     """Name of the function that the tests call."""
 
     preamble: str = ""
-    """Code that stands before every extracted solution: imports and helpers that the benchmark gives (empty for most)."""
+    """Code that stands before every extracted solution: imports and helpers that the benchmark gives."""
 
     reference: str = ""
     """A whole program that passes, where there is one."""
 
     reference_completion: str = ""
-    """What the reference puts behind the prompt (and before the suffix); the length oracle of infilling counts its tokens."""
+    """What the reference puts behind the prompt and before the suffix; infilling's length oracle counts its tokens."""
 
     tests: Mapping[str, Tests] = field(default_factory=dict)
     """Named sets, run apart, each in a fresh process: `{"base": ..., "plus": ...}`."""

@@ -70,7 +70,9 @@ class Run:
         self.positions_computed = [0] * canvas.num_rows
         self._tokenizer = tokenizer
         self._end_ids = frozenset(end_ids)
-        self._stops = StopFinder(canvas, stop_strings, tokenizer.decode) if stop_strings and settings.mode == "exact" else None
+        self._stops = (
+            StopFinder(canvas, stop_strings, tokenizer.decode) if stop_strings and settings.mode == "exact" else None
+        )
         self._finished = [False] * canvas.num_rows
         self._is_left = False
         self.trajectories = list(history) if history is not None else self._fresh_trajectories(model, samples)

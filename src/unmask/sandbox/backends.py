@@ -130,7 +130,7 @@ def probe(name: BackendName) -> Backend | str:
         version = confine.landlock_version()
         if version < 1:
             return "the kernel has no Landlock"
-        walls = (f"files closed by Landlock (ABI {version})", "no network")
+        walls = (f"files closed by Landlock (ABI {version}; their names can be seen)", "no network")
         full = (*_COMMON, _SECCOMP, *walls, *_APART)
         candidates.append(Backend(name=name, guarantees=full))
         bare = (*_COMMON, _SECCOMP, *walls, "no file can be written")
@@ -229,6 +229,7 @@ def plan(
         readable = [*_SYSTEM, str(interpreter.prefix), str(_INSIDE), *single.values(), *whole]
         writes = backend.namespaces or backend.name == "plain"
         config |= {"site": whole, "packages": single, "readable": readable, "folder": str(folder) if writes else ""}
+        config["cleared"] = [config["folder"]] if config["folder"] else []
         environment["PYTHONPATH"] = str(_INSIDE.parent)
         started = (str(interpreter.python), *flags, "-m", "inside.zygote")
         return Plan(command=started, environment=environment, config=config)
@@ -238,7 +239,8 @@ def plan(
     prefix = "/python" if interpreter.prefix.is_relative_to("/tmp") else str(interpreter.prefix)
     python = Path(prefix) / interpreter.python.relative_to(interpreter.prefix)
     config |= {"site": list(site.values()), "packages": {path.name: place for path, place in packages.items()}}
-    config |= {"folder": "/tmp"}
+    config |= {"folder": "/tmp", "cleared": ["/tmp", "/dev/shm"] if loose else ["/tmp"]}
+    environment["PATH"] = f"{python.parent}:/usr/bin:/bin"
     environment["PYTHONPATH"] = "/unmask"
     command = (
         backend.program,
@@ -271,10 +273,9 @@ def _walls(*, gives_up_root: bool, loose: bool) -> list[str]:
     else:
         walls += ["--unshare-user", "--uid", str(_NOBODY), "--gid", str(_NOBODY)]
     walls += ["--die-with-parent", "--new-session"]
-    if loose:
-        walls += ["--proc", "/proc", "--dev", "/dev", "--ro-bind-try", "/etc/passwd", "/etc/passwd"]
-        walls += ["--ro-bind-try", "/etc/fonts", "/etc/fonts", "--ro-bind-try", "/etc/mime.types", "/etc/mime.types"]
-        return walls
+    if loose:  # psutil and tensorflow read /proc, multiprocessing needs /dev/shm, servers on the loopback a name
+        walls += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(64 << 20), "--tmpfs", "/dev/shm"]
+        return [*walls, "--ro-bind", str(_INSIDE / "hosts"), "/etc/hosts"]
     for device in ("null", "zero", "random", "urandom"):
         walls += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     return walls

@@ -20,6 +20,7 @@ from unmask.sandbox.verdict import Limits
 _CONTROL = 3
 _START_SECONDS = 60.0
 _REPLY_SECONDS = 20.0
+_LOOSE_REPLY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,8 @@ class Jail:
             said = self._last_words()
             self.close()
             raise SandboxError(f"the jail did not start: {said or 'its process ended without a word'}") from None
-        self._control.settimeout(_REPLY_SECONDS)
+        # a program in a loose jail might reach the zygote; in the others only a very busy machine delays it
+        self._control.settimeout(_LOOSE_REPLY_SECONDS if plan.config["loose"] else _REPLY_SECONDS)
         if "error" in hello:
             self.close()
             raise SandboxError(f"the jail could not close its walls: {hello['error']}")
@@ -139,7 +141,7 @@ class Jail:
         """End the jail and everything in it."""
         self._control.close()
         try:
-            self._process.wait(timeout=2)
+            self._process.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -65,7 +65,7 @@ class Slot:
         self._backend = backend
         self._interpreter = interpreter
         self._number = number
-        self._loose = loose
+        self.is_loose = loose
         self._folders = contextlib.ExitStack()
         self._jails: dict[str, Jail] = {}
         self._disk_bytes = Limits().disk_bytes
@@ -116,7 +116,7 @@ class Slot:
     def jail(self, role: str) -> Jail:
         """The jail for this role, started if need be."""
         if role not in self._jails:
-            loose = self._loose and role == "program"
+            loose = self.is_loose and role == "program"
             interpreter = self._interpreter if role == "program" else backends.running_interpreter()
             folder = self._folders.enter_context(backends.Folder(self._backend))
             self._jails[role] = Jail(
@@ -345,8 +345,13 @@ class Run:
 
     def _look(self, elapsed: float) -> None:
         """Check the limits that the kernel does not."""
-        for role, pid in self._pids.items():
-            usage, files = self._slot.jail(role).usage()
+        for role, pid in list(self._pids.items()):
+            try:
+                usage, files = self._slot.jail(role).usage()
+            except JailLost:
+                if not self._slot.is_loose:
+                    raise
+                raise Ruling("crash", "the program stopped its jail's helper process; the jail was replaced") from None
             allowed = (
                 self._limits.cpu_seconds
                 if role == "program"

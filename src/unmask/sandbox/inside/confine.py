@@ -82,6 +82,8 @@ def _private_folder(config: dict[str, Any]) -> None:
         _MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, ctypes.c_char_p(attributes), ctypes.c_size_t(len(attributes))
     )
     _check(result, "mount_setattr(read-only)")
+    if os.path.isdir("/proc/self"):  # other processes' names
+        _check(_libc.mount(b"tmpfs", b"/proc", b"tmpfs", _MS_RDONLY, b"size=4k,mode=0555"), "mount(/proc)")
     options = f"size={config['disk_bytes']},nr_inodes=10000,mode=0777".encode()
     _check(_libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", _MS_NOSUID | _MS_NODEV, options), "mount(tmpfs)")
 

@@ -27,6 +27,7 @@ _FORBIDDEN = {
     "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "pidfd_getfd": (438, 438),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
     "process_madvise": (440, 440), "process_mrelease": (448, 448),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463),
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
     "shmctl": (31, 195), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180), "userfaultfd": (323, 282),
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
@@ -46,15 +47,15 @@ _FORBIDDEN = {
     "sched_setparam": (142, 118), "sched_setattr": (314, 274), "ioprio_set": (251, 30), "migrate_pages": (256, 238),
     "move_pages": (279, 239), "vhangup": (153, 58), "lookup_dcookie": (212, 18),
 }  # fmt: skip
-_METADATA = {  # changes to files that Landlock does not see; forbidden where host files are in sight
+_HOST_FILES = {  # what Landlock does not see; forbidden where host files are in sight
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
     "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
-    "utimensat": (280, 88), "futimesat": (261, None), "setxattr": (188, 5), "lsetxattr": (189, 6),
-    "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "utimensat": (280, 88), "futimesat": (261, None), "removexattr": (197, 14), "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16), "inotify_init": (253, None), "inotify_init1": (294, 26),
 }  # fmt: skip
 _LOOSE = {  # unittest-style programs may start processes and use sockets: their jail has a network of its own
-    "fork", "vfork", "execve", "execveat", "socket", "connect", "accept", "accept4", "bind", "listen", "semget",
-    "shmget", "shmat", "shmctl", "memfd_create", "tkill", "sched_setaffinity", "setpriority", "pidfd_open",
+    "fork", "vfork", "execve", "execveat", "socket", "connect", "accept", "accept4", "bind", "listen",
+    "memfd_create", "sched_setaffinity", "setpriority", "pidfd_open",
 }  # fmt: skip
 _ARGUMENT: dict[str, tuple[int, int]] = {
     "clone": (56, 220), "clone3": (435, 435), "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261),
@@ -107,7 +108,7 @@ def limit(limits: dict[str, Any]) -> None:
 
 def forbid(loose: bool = False, sees_host_files: bool = False) -> None:
     """Load the filter into this process, for good. Raises OSError where the kernel refuses."""
-    program = prepare(loose, sees_host_files).replace(_OWN_PID, struct.pack("I", os.getpid()))
+    program = prepare(loose, sees_host_files, os.getppid()).replace(_OWN_PID, struct.pack("I", os.getpid()))
     code = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
     zero = ctypes.c_ulong(0)
@@ -118,11 +119,11 @@ def forbid(loose: bool = False, sees_host_files: bool = False) -> None:
 
 
 @functools.lru_cache
-def prepare(loose: bool, sees_host_files: bool) -> bytes:
+def prepare(loose: bool, sees_host_files: bool, zygote: int) -> bytes:
     """The filter's instructions, 8 bytes each, with a place for the process's own id; made once, before forking."""
     (pid,) = struct.unpack("I", _OWN_PID)
     column, arch = _MACHINES[platform.machine()]
-    forbidden: dict[str, tuple[int | None, int | None]] = {**_FORBIDDEN, **(_METADATA if sees_host_files else {})}
+    forbidden: dict[str, tuple[int | None, int | None]] = {**_FORBIDDEN, **(_HOST_FILES if sees_host_files else {})}
     numbers = [
         number
         for name, entry in forbidden.items()
@@ -143,7 +144,11 @@ def prepare(loose: bool, sees_host_files: bool) -> bytes:
         out.append((_JEQ, 0, len(body), _ARGUMENT[name][column]))
         out.extend(body)
 
-    if not loose:
+    if loose:  # it may signal the processes that it starts, but not the jail's own
+        for name in ("kill", "tgkill"):
+            spared = [(_JEQ, zygote), (_JEQ, 1), (_JGE, 0x80000000)]
+            only_if(name, _ARG0, spared, _DENY, _ALLOW)
+    else:
         only_if("clone", _ARG0, [(_JSET, _CLONE_THREAD)], _ALLOW, _DENY)
         only_if("clone3", _ARG0, [], _ABSENT, _ABSENT)  # its flags cannot be read; C libraries fall back to clone
         only_if("kill", _ARG0, [(_JEQ, pid)], _ALLOW, _DENY)

@@ -12,6 +12,7 @@ let it decide.
 from __future__ import annotations
 
 import builtins
+import importlib
 import json
 import marshal
 import socket
@@ -334,19 +335,22 @@ def builtin_extension(extension: values.Extension) -> Any:
     try:
         if extension.kind == "class" and _is_builtin_class(found := getattr(builtins, str(extension.parts[0]), None)):
             return found
+        module, _, name = extension.kind.partition(".")
+        if extension.kind in values.STANDARD and len(extension.parts) < 10:
+            return _standard(module, name, extension.parts)
         if extension.kind == "bytearray":
             return bytearray(extension.parts[0])
-        if extension.kind == "decimal.Decimal":
-            from decimal import Decimal
-
-            return Decimal(extension.parts[0])
-        if extension.kind == "fractions.Fraction":
-            from fractions import Fraction
-
-            return Fraction(extension.parts[0])
     except (ValueError, TypeError, IndexError, ArithmeticError):
         pass
     return extension
+
+
+def _standard(module: str, name: str, parts: tuple[Any, ...]) -> Any:
+    """A value of a class of the standard library from its parts."""
+    kind = getattr(importlib.import_module(module), name)
+    if name in ("time", "datetime"):
+        return kind.fromisoformat(parts[-1])
+    return kind(*parts)
 
 
 def _is_builtin_class(value: Any) -> bool:

@@ -30,15 +30,7 @@ from typing import Any
 from . import remote, wire
 
 MODULE = "__test__"
-_WATCHED: tuple[tuple[Any, tuple[str, ...] | None], ...] = (
-    (unittest.TestCase, None),
-    (unittest.TestResult, None),
-    (unittest.TestSuite, None),
-    (unittest.TestLoader, None),
-    (unittest.case, ("_Outcome", "TestCase")),
-    (unittest, ("TestCase", "TestResult", "TestSuite", "TestLoader")),
-    (builtins, ("isinstance", "type", "len", "getattr", "object", "AssertionError", "BaseException")),
-)
+_MODULES = tuple(name for name in sys.modules if name.partition(".")[0] == "unittest" and "mock" not in name)
 
 
 def run(conn: socket.socket, peer: socket.socket | None) -> None:
@@ -53,20 +45,25 @@ def run(conn: socket.socket, peer: socket.socket | None) -> None:
     module = types.ModuleType(MODULE)
     sys.modules[MODULE] = module
     vars(module).update({"__file__": f"{MODULE}.py", "__builtins__": builtins, "sys": sys, "os": os})
-    source = job["code"] + "\n" + job["tests"]
-    linecache.cache[f"{MODULE}.py"] = (len(source), None, source.splitlines(True), f"{MODULE}.py")
     try:
-        code = compile(source, f"{MODULE}.py", "exec", dont_inherit=True)
+        parts = [_compiled(job["code"], f"{MODULE}.py"), _compiled(job["tests"], "test.py")]
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError, UnicodeError) as error:
         wire.send(conn, b"S", remote.describe(error))
         return
     try:
-        exec(code, vars(module))
+        for part in parts:
+            exec(part, vars(module))
         found = vars(module)[job["test_class"]]
     except BaseException as error:
         wire.send(conn, b"I", remote.describe(error))
         return
     _report(conn, found, before, tools)
+
+
+def _compiled(source: str, name: str) -> types.CodeType:
+    """The code, with its lines kept for `inspect`. Program and tests apart: an open string cannot swallow the tests."""
+    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+    return compile(source, name, "exec", dont_inherit=True)
 
 
 def _report(
@@ -79,9 +76,11 @@ def _report(
     except BaseException as error:
         result.problems.append(["the run", type(error).__name__, str(error)[:500]])
     after = fingerprint()
-    changed = sorted(name for name in before if after.get(name) != before[name])
+    changed = sorted(name for name in {*before, *after} if after.get(name) != before.get(name))
+    if [base.__module__ for base in test_class.__mro__[-2:]] != ["unittest.case", "builtins"]:
+        changed.append("TestCase")
     record = {
-        "ran": result.testsRun,
+        "ran": result.num_passed,
         "problems": result.problems[:20],
         "skipped": result.num_skipped,
         "changed": changed,
@@ -97,6 +96,13 @@ class _Result(unittest.TestResult):
         super().__init__()
         self.problems: list[list[str]] = []
         self.num_skipped = 0
+        self.num_passed = 0
+
+    def addSuccess(self, test: Any) -> None:
+        self.num_passed += 1
+
+    def addExpectedFailure(self, test: Any, err: Any) -> None:
+        self.num_passed += 1
 
     def _keep(self, test: Any, error: Any) -> None:
         self.problems.append([str(test)[:200], error[0].__name__, str(error[1])[:500]])
@@ -118,14 +124,21 @@ class _Result(unittest.TestResult):
         self.num_skipped += 1
 
 
-def _fingerprint() -> dict[str, tuple[int, int]]:
-    """Identities of the functions that decide a test's outcome."""
-    found = {}
-    for owner, names in _WATCHED:
-        for name in names or [name for name in vars(owner) if callable(getattr(owner, name, None))]:
-            value = vars(owner).get(name)
-            found[f"{owner.__name__}.{name}"] = (id(value), id(getattr(value, "__code__", None)))
-    for name in vars(_Result):
-        value = vars(_Result)[name]
-        found[f"result.{name}"] = (id(value), id(getattr(value, "__code__", None)))
+def _fingerprint() -> dict[str, tuple[int, ...]]:
+    """Identities of everything that decides a test's outcome: the builtins, and unittest with all its classes."""
+    found: dict[str, tuple[int, ...]] = {
+        f"builtins.{name}": (id(value),) for name, value in vars(builtins).items() if name in _BUILTINS
+    }
+    owners: list[Any] = [sys.modules.get(name) for name in _MODULES]
+    owners += [value for owner in owners for value in vars(owner or types).values() if isinstance(value, type)]
+    for number, owner in enumerate([*owners, _Result]):
+        for name, value in vars(owner or types).items():
+            if name[:2] != "__" or callable(value):
+                found[f"{number}.{getattr(owner, '__name__', '')}.{name}"] = (
+                    id(value),
+                    id(getattr(value, "__code__", 0)),
+                )
     return found
+
+
+_BUILTINS = frozenset(vars(builtins)) - {"_"}

@@ -28,6 +28,19 @@ _SCALARS = frozenset({int, float, complex, str, bytes, bool, type(None)})
 _CONTAINERS = frozenset({list, tuple, set, frozenset})
 
 
+_PARTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
+    "builtins.range": lambda v: (v.start, v.stop, v.step),
+    "datetime.date": lambda v: (v.year, v.month, v.day),
+    "datetime.time": lambda v: (v.isoformat(),),
+    "datetime.datetime": lambda v: (v.isoformat(),),
+    "datetime.timedelta": lambda v: (v.days, v.seconds, v.microseconds),
+}
+"""Classes of the standard library whose values cross by their parts; a time's text tells its zone."""
+
+
+STANDARD = frozenset({*_PARTS, "decimal.Decimal", "fractions.Fraction", "collections.deque"})
+
+
 class WireError(ValueError):
     """Bytes that are not a value."""
 
@@ -133,6 +146,10 @@ def flatten(value: Any, opaque: Callable[[Any], Any] | None = None, depth: int =
         )
     if name in ("decimal.Decimal", "fractions.Fraction"):
         return (Ellipsis, name, str(value))
+    if name in _PARTS:
+        return (Ellipsis, name, *_PARTS[name](value))
+    if name == "collections.deque":
+        return (Ellipsis, name, flatten(list(value), opaque, depth - 1))
     if kind is bytearray:
         return (Ellipsis, "bytearray", bytes(value))
     return opaque(value) if opaque is not None else (Ellipsis, "opaque", name)

@@ -53,7 +53,9 @@ def main() -> None:
     missing = _preload(config["preload"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the supervisor
     if config["seccomp"]:
-        guard.prepare(config["loose"], config["sees_host_files"])
+        guard.prepare(config["loose"], config["sees_host_files"], os.getpid())
+    sys.argv = ["solution.py"]
+    _clear_all(config["cleared"])  # of what the libraries have put there
     os.dup2(0, 1)
     os.dup2(0, 2)
     gc.collect()
@@ -132,6 +134,8 @@ def _fork(
 def _child(request: dict[str, Any], config: dict[str, Any], descriptors: list[int], control: socket.socket) -> None:
     """Give up everything that a run does not need, then run it."""
     gc.enable()
+    if config["loose"]:
+        os.setsid()  # what it starts is not in the jail's own group
     signal.signal(signal.SIGINT, signal.default_int_handler)
     control.detach()
     kept = []
@@ -183,7 +187,7 @@ def _end(children: dict[int, bool], config: dict[str, Any]) -> dict[str, Any]:
         del children[pid]
     if config["own_pids"]:
         _sweep()
-    return {"ended": ended, "clean": _clear(config["folder"])}
+    return {"ended": ended, "clean": _clear_all(config["cleared"])}
 
 
 def _sweep() -> None:
@@ -199,13 +203,17 @@ def _sweep() -> None:
             return
 
 
+def _clear_all(folders: list[str]) -> bool:
+    cleared = [_clear(folder) for folder in folders]
+    return all(cleared)
+
+
 def _clear(folder: str) -> bool:
     """Empty the private folder. False where it cannot be done quickly: then the jail is thrown away."""
-    if not folder:
-        return True
     try:
         if os.stat(folder).st_uid == os.getuid():
             os.chmod(folder, 0o700)
+            os.utime(folder, (0, 0))
         names = os.listdir(folder)
         if not names:
             return True
