@@ -87,6 +87,7 @@ class Backend:
 
 
 _COMMON = ("the judge is outside the program's process", "CPU, memory, file, process and output limits")
+_COMMON_AS_ROOT = (_COMMON[0], "CPU, memory, file and output limits (threads by memory: only root can run this Python)")
 _APART = ("no foreign processes", "private folder")
 _SECCOMP = "system calls filtered (seccomp)"
 
@@ -131,9 +132,11 @@ def probe(name: BackendName) -> Backend | str:
         if version < 1:
             return "the kernel has no Landlock"
         walls = (f"files closed by Landlock (ABI {version}; their names can be seen)", "no network")
-        full = (*_COMMON, _SECCOMP, *walls, *_APART)
+        keeps_root = os.geteuid() == 0 and not _is_open(running_interpreter(), whole_way=True)
+        common = _COMMON_AS_ROOT if keeps_root else _COMMON
+        full = (*common, _SECCOMP, *walls, *_APART)
         candidates.append(Backend(name=name, guarantees=full))
-        bare = (*_COMMON, _SECCOMP, *walls, "no file can be written")
+        bare = (*common, _SECCOMP, *walls, "no file can be written")
         candidates.append(
             Backend(name=name, guarantees=bare, namespaces=False, notes=("programs that write files fail here",))
         )
