@@ -18,10 +18,10 @@ from typing import Self
 from unmask.errors import SandboxError
 from unmask.sandbox.job import Executor, Job
 from unmask.sandbox.slot import CallRun
-from unmask.sandbox.tests import Tests, tests_digest
+from unmask.sandbox.tests import Tests, digest_of
 from unmask.sandbox.verdict import Limits, Verdict
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a change of the sandbox changes verdicts."""
 
 _KEPT = ("pass", "fail", "syntax_error")
@@ -103,7 +103,7 @@ class VerdictCache:
     def key(self, job: Job) -> str:
         """A digest of everything that the verdict depends on."""
         if id(job.tests) not in self._digests:  # the tests of a task are shared by its samples
-            self._digests[id(job.tests)] = (job.tests, tests_digest(job.tests))
+            self._digests[id(job.tests)] = (job.tests, digest_of(job.tests))
         tests = self._digests[id(job.tests)][1]
         parts = [FORMAT, job.code, tests, astuple(job.limits), self.name, self.interpreter]
         return hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()

@@ -46,8 +46,11 @@ try:
     exec(code, vars(module))
     entry = vars(module)[job["entry_point"]]
     for arguments in marshal.loads(job["inputs"]):
-        data, is_exact = values.encode_any(entry(*arguments))
-        say("E" if is_exact else "R", values.compact(data))
+        result = entry(*arguments)
+        if job["as_set"] and type(result) not in (list, tuple, set, frozenset, dict, str):
+            result = set(result)
+        data, is_exact = values.encode_compact(result)
+        say("E" if is_exact else "R", data)
 except BaseException as error:
     say("X", (type(error).__name__ + ": " + str(error)).encode("utf-8", "replace"))
 else:
@@ -140,7 +143,9 @@ class HttpExecutor:
         self, code: str, tests: CallTests, limits: Limits, *, count: int | None
     ) -> Iterator[tuple[bool, bytes]]:
         mark = f"\x1e{secrets.token_hex(8)}"
-        job = values.encode({"code": code, "entry_point": tests.entry_point, "inputs": tests.inputs})
+        job = values.encode(
+            {"code": code, "entry_point": tests.entry_point, "inputs": tests.inputs, "as_set": tests.oracle == "set"}
+        )
         source = Path(values.__file__).read_text(encoding="utf-8")
         script = _CALLS.format(values=source, job=base64.b64encode(job).decode(), mark=mark)
         answer = self._run(script, limits)

@@ -77,6 +77,9 @@ class LocalExecutor:
         return self._threads.submit(self._call, code, entry_point, inputs, limits).result()
 
     def close(self) -> None:
+        """End every jail, and what still runs in it."""
+        for slot in self._slots:
+            slot.abort()
         self._threads.shutdown(wait=True, cancel_futures=True)
         for slot in self._slots:
             slot.close()

@@ -68,15 +68,17 @@ class Slot:
         self.is_loose = loose
         self._folders = contextlib.ExitStack()
         self._jails: dict[str, Jail] = {}
+        self._is_aborted = False
         self._disk_bytes = Limits().disk_bytes
 
     def judge(self, code: str, tests: Tests, limits: Limits) -> Verdict:
         """The verdict on one program. Never raises for what the program does."""
         started = time.monotonic()
         verdict = self._attempt(code, tests, limits)
-        if verdict.status == "sandbox_error":  # perhaps the jail was old or the machine full: once more, in fresh ones
-            self.close()
-            verdict = self._attempt(code, tests, limits)
+        if verdict.status == "sandbox_error" and not self._is_aborted:  # a jail was ended, or the machine full
+            first, verdict = verdict, self._attempt(code, tests, limits)
+            if first.message == verdict.message == _LOST:  # twice in a row, in fresh jails: the program does it
+                verdict = Verdict(status="crash", message=_LOST)
         in_process = isinstance(tests, UnitTests)
         return replace(
             verdict,
@@ -108,13 +110,21 @@ class Slot:
         self._jails.clear()
         self._folders.close()
 
+    def abort(self) -> None:
+        """End the jails from another thread, and what runs in them; nothing is judged here any more."""
+        self._is_aborted = True
+        for jail in list(self._jails.values()):
+            jail.kill()
+
     @property
     def pids(self) -> list[int]:
         """The processes that hold the jails."""
-        return [jail.pid for jail in self._jails.values()]
+        return [jail.pid for jail in list(self._jails.values())]
 
     def jail(self, role: str) -> Jail:
         """The jail for this role, started if need be."""
+        if self._is_aborted:
+            raise SandboxError("the sandbox is closed")
         if role not in self._jails:
             loose = self.is_loose and role == "program"
             interpreter = self._interpreter if role == "program" else backends.running_interpreter()
@@ -167,9 +177,10 @@ class Slot:
             )
         except (SandboxError, OSError) as error:
             self.close()
-            return Verdict(status="sandbox_error", message=str(error))
+            return Verdict(status="sandbox_error", message=_LOST if isinstance(error, JailLost) else str(error))
 
 
+_LOST = "the jail was lost while the program ran"
 _TAMPERED = "the program changed its judge"
 
 
@@ -220,6 +231,7 @@ class Run:
             "inputs": tests.inputs,
             "call_cpu_seconds": list(tests.call_cpu_seconds),
             "output_bytes": self._limits.output_bytes,
+            "as_set": tests.oracle == "set",
         }
         self._start("program", job)
         self._loaded()
@@ -390,7 +402,7 @@ class Run:
         except Ruling as ruling:
             return ruling
         if ended is None:
-            return Ruling("crash", "the program broke its jail's helper process; the jail was replaced")
+            raise JailLost("the jail has ended")
         limit = self._limits.cpu_seconds
         if ended.signal in (signal.SIGXCPU, signal.SIGKILL) and ended.cpu_seconds >= limit * 0.9:
             return Ruling("timeout", f"the run took more than {limit:.3g} s of CPU time")

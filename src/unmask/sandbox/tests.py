@@ -71,7 +71,7 @@ class CallTests:
         Raises SettingsError for values that are not builtins, and when the two have different lengths.
         """
         calls = [tuple(arguments) for arguments in inputs]
-        answers = tuple(values.compact(values.encode(value)) for value in expected)
+        answers = tuple(_encoded(value) for value in expected)
         if len(calls) != len(answers):
             raise SettingsError(f"{len(calls)} inputs were given with {len(answers)} expected results; give as many")
         return cls(
@@ -82,6 +82,11 @@ class CallTests:
             atol=atol,
             call_cpu_seconds=tuple(call_cpu_seconds),
         )
+
+
+def _encoded(value: Any) -> bytes:
+    values.encode(value)  # refuses what is no builtin
+    return values.encode_compact(value)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +119,7 @@ class UnitTests:
 Tests = CallTests | AssertTests | UnitTests
 
 
-def tests_digest(tests: Tests) -> str:
+def digest_of(tests: Tests) -> str:
     """A hex digest of everything that a verdict depends on in the tests."""
     digest = hashlib.blake2b(type(tests).__name__.encode(), digest_size=16)
     for name in tests.__dataclass_fields__:

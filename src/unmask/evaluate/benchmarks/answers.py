@@ -32,7 +32,7 @@ REFERENCE_LIMITS = Limits(cpu_seconds=240.0, wall_seconds=900.0, memory_bytes=8 
 Report = Callable[[int, int], None]
 """Told (tasks done, tasks in all) while references run."""
 
-_FORMAT = f"1,{values.DIGEST_OVER}"  # of the cache file, and the size from which on an answer is a digest
+_FORMAT = f"2,{values.DIGEST_OVER}"  # of the cache file, and the size from which on an answer is a digest
 _log = logging.getLogger(__name__)
 
 

@@ -30,6 +30,10 @@ MODULE = "solution"
 _RESULT = struct.Struct("<?d")
 
 
+_SET_READY = frozenset({list, tuple, set, frozenset, dict, str})
+"""Results that the judge can make a set of; any other iterable (an iterator, a view) is made one here."""
+
+
 class OutputLimit(BaseException):
     """The program printed more than it may."""
 
@@ -69,13 +73,12 @@ def run(conn: socket.socket, peer: socket.socket | None) -> None:
         wire.send(conn, b"K", "\n".join(names[:2000]).encode("utf-8", "replace"))
         remote.serve(peer, vars(module))
         return
-    entry = vars(module).get(job["entry_point"])
-    if not callable(entry):
-        what = "is not a function" if job["entry_point"] in vars(module) else "is not defined"
-        _send_error(conn, b"I", NameError(f"{job['entry_point']} {what}"))
+    if job["entry_point"] not in vars(module):
+        _send_error(conn, b"I", NameError(f"{job['entry_point']} is not defined"))
         return
     wire.send(conn, b"K")
-    _call_all(conn, entry, marshal.loads(job["inputs"]), job["call_cpu_seconds"])
+    entry = vars(module)[job["entry_point"]]
+    _call_all(conn, entry, marshal.loads(job["inputs"]), job["call_cpu_seconds"], as_set=job["as_set"])
 
 
 def _load(conn: socket.socket, source: str) -> types.ModuleType | None:
@@ -96,9 +99,14 @@ def _load(conn: socket.socket, source: str) -> types.ModuleType | None:
 
 
 def _call_all(
-    conn: socket.socket, entry: Callable[..., Any], inputs: list[tuple[Any, ...]], cpu_limits: list[float]
+    conn: socket.socket,
+    entry: Callable[..., Any],
+    inputs: list[tuple[Any, ...]],
+    cpu_limits: list[float],
+    *,
+    as_set: bool,
 ) -> None:
-    pack, compact, encode_any, now = _RESULT.pack, values.compact, values.encode_any, time.process_time
+    pack, encode_compact, now = _RESULT.pack, values.encode_compact, time.process_time
     if cpu_limits:
         signal.signal(signal.SIGPROF, _on_timeout)
     for index, arguments in enumerate(inputs):
@@ -113,8 +121,10 @@ def _call_all(
             spent = now() - started
             if allowed and spent > allowed:
                 raise CallTimeout
-            data, is_exact = encode_any(result)
-            reply = wire.frame(b"R", pack(is_exact, spent) + compact(data))
+            if as_set and type(result) not in _SET_READY:
+                result = set(result)
+            data, is_exact = encode_compact(result)
+            reply = wire.frame(b"R", pack(is_exact, spent) + data)
         except CallTimeout:
             wire.send(conn, b"T")
             return
