@@ -106,21 +106,34 @@ def limit(limits: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (int(stack), int(stack)))  # deep recursion is bounded by memory
 
 
-def forbid(loose: bool = False, sees_host_files: bool = False) -> None:
+def forbid(loose: bool, sees_host_files: bool) -> None:
     """Load the filter into this process, for good. Raises OSError where the kernel refuses."""
-    program = prepare(loose, sees_host_files, os.getppid()).replace(_OWN_PID, struct.pack("I", os.getpid()))
-    code = ctypes.create_string_buffer(program, len(program))
-    header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-    zero = ctypes.c_ulong(0)
-    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
-    if _libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_FILTER), ctypes.c_char_p(header), zero, zero) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP)")
+    ready = prepare(loose, sees_host_files, os.getppid())
+    for place in ready.places_of_pid:
+        struct.pack_into("I", ready.code, place, os.getpid())
+    for arguments in ready.calls:
+        if _libc.prctl(*arguments) != 0:
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+class Filter:
+    """A filter in memory with all that loading it needs: made before forking, so that a child hardly touches memory."""
+
+    def __init__(self, program: bytes) -> None:
+        self.code = ctypes.create_string_buffer(program, len(program))
+        self.places_of_pid = [at for at in range(0, len(program), 4) if program.startswith(_OWN_PID, at)]
+        header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(self.code))
+        self._header = ctypes.create_string_buffer(header, len(header))
+        words = (ctypes.c_ulong(0), ctypes.c_ulong(0))
+        self.calls = (
+            (ctypes.c_ulong(_PR_SET_NO_NEW_PRIVS), ctypes.c_ulong(1), ctypes.c_ulong(0), *words),
+            (ctypes.c_ulong(_PR_SET_SECCOMP), ctypes.c_ulong(_FILTER), ctypes.byref(self._header), *words),
+        )
 
 
 @functools.lru_cache
-def prepare(loose: bool, sees_host_files: bool, zygote: int) -> bytes:
-    """The filter's instructions, 8 bytes each, with a place for the process's own id; made once, before forking."""
+def prepare(loose: bool, sees_host_files: bool, zygote: int) -> Filter:
+    """The filter, with places for the process's own id; called once before forking."""
     (pid,) = struct.unpack("I", _OWN_PID)
     column, arch = _MACHINES[platform.machine()]
     forbidden: dict[str, tuple[int | None, int | None]] = {**_FORBIDDEN, **(_HOST_FILES if sees_host_files else {})}
@@ -158,4 +171,4 @@ def prepare(loose: bool, sees_host_files: bool, zygote: int) -> bytes:
     only_if("fcntl", _ARG1, [(_JEQ, command) for command in _FCNTL], _DENY, _ALLOW)
     only_if("ioctl", _ARG1, [(_JEQ, command) for command in _IOCTL], _DENY, _ALLOW)
     out.append((_RET, 0, 0, _ALLOW))
-    return b"".join(struct.pack("HBBI", code, yes, no, value & 0xFFFFFFFF) for code, yes, no, value in out)
+    return Filter(b"".join(struct.pack("HBBI", code, yes, no, value) for code, yes, no, value in out))
