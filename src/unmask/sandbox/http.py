@@ -8,12 +8,12 @@ unittest-style tests run inside the program's process there, and their verdicts 
 import base64
 import contextlib
 import json
-import secrets
 import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -26,42 +26,54 @@ from unmask.sandbox.slot import CallRun, Ruling, Run, Slot
 from unmask.sandbox.tests import AssertTests, CallTests, UnitTests
 from unmask.sandbox.verdict import Limits, Verdict
 
-_CALLS = """
+_RESULTS = "unmask-results"
+"""The file that a run leaves its results in. The service cuts what is printed after a megabyte, and files nowhere."""
+
+_FIRST = """
+import sys
+with open({results!r}, "w") as out:
+    out.write("Python " + sys.version.split()[0])
+"""
+_SCRIPT = """
 import base64, marshal, sys, types
+out = open({results!r}, "w")
 values = types.ModuleType("values")
 exec(compile({values!r}, "values", "exec"), vars(values))
 job = marshal.loads(base64.b64decode({job!r}))
-out, sys.stdout = sys.stdout, open("/dev/null", "w")
 def say(kind, data=b""):
-    out.write({mark!r} + kind + base64.b64encode(data).decode() + "\\n")
+    out.write(kind + base64.b64encode(data).decode() + "\\n")
     out.flush()
 module = types.ModuleType("solution")
 sys.modules["solution"] = module
 try:
-    code = compile(job["code"], "<program>", "exec")
-except (SyntaxError, ValueError) as error:
+    parts = [compile(part, "<program>", "exec", dont_inherit=True) for part in job["parts"]]
+except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
     say("S", str(error).encode("utf-8", "replace"))
     sys.exit()
 try:
-    exec(code, vars(module))
-    entry = vars(module)[job["entry_point"]]
-    for arguments in marshal.loads(job["inputs"]):
-        result = entry(*arguments)
-        if job["as_set"] and type(result) not in (list, tuple, set, frozenset, dict, str):
-            result = set(result)
-        data, is_exact = values.encode_compact(result)
-        say("E" if is_exact else "R", data)
+    for part in parts:
+        exec(part, vars(module))
+{rest}
 except BaseException as error:
-    say("X", (type(error).__name__ + ": " + str(error)).encode("utf-8", "replace"))
+    text = type(error).__name__ + ": " + str(error)
+    say("M" if isinstance(error, MemoryError) else "X", text.encode("utf-8", "replace"))
 else:
     say("D")
 """
+_CALLS = """
+    entry = vars(module)[job["entry_point"]]
+    for arguments in marshal.loads(job["inputs"]):
+        data, is_exact = values.encode_any(entry(*arguments))
+        say("E" if is_exact else "R", values.compact(data))
+"""
 _UNITTEST = """
-import unittest as _unittest
-_result = _unittest.TestResult()
-_unittest.TestLoader().loadTestsFromTestCase({test_class}).run(_result)
-assert _result.wasSuccessful() and not _result.skipped, (_result.failures + _result.errors)[:1]
-assert _result.testsRun == {num_tests}, "another number of tests ran"
+    import unittest
+    result = unittest.TestResult()
+    unittest.TestLoader().loadTestsFromTestCase(vars(module)[job["test_class"]]).run(result)
+    for problem in result.failures + result.errors:
+        raise AssertionError(problem[1].strip().splitlines()[-1])
+    if not result.wasSuccessful() or result.skipped or result.testsRun != job["num_tests"]:
+        raise AssertionError("another number of tests ran")
 """
 
 
@@ -82,8 +94,7 @@ class HttpExecutor:
             self._slots.put(slot)
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="sandbox")
         try:
-            answer = self._run("import sys\nprint(sys.version.split()[0])", Limits())
-            self.interpreter = f"Python {answer['stdout'].strip()}"
+            self.interpreter = self._first_run()
         except BaseException:
             self.close()
             raise
@@ -106,11 +117,13 @@ class HttpExecutor:
         """What a trusted program returns. The service tells no time of single calls: they are 0."""
         tests = CallTests(entry_point=entry_point, inputs=inputs, expected=())
         answers: list[bytes] = []
+        error = ""
         try:
-            answers += [data for _, data in self._results(code, tests, limits, count=None)]
+            for _, data in self._results(code, tests, limits, count=None):
+                answers.append(data)
         except Ruling as ruling:
-            return CallRun(answers=tuple(answers), cpu_seconds=(0.0,) * len(answers), error=ruling.message)
-        return CallRun(answers=tuple(answers), cpu_seconds=(0.0,) * len(answers))
+            error = f"{ruling.status}: {ruling.message}"
+        return CallRun(answers=tuple(answers), cpu_seconds=(0.0,) * len(answers), error=error)
 
     def close(self) -> None:
         """End the comparing processes."""
@@ -139,46 +152,59 @@ class HttpExecutor:
             self._slots.put(slot)
         return replace(verdict, backend=self.name, is_in_process=not isinstance(job.tests, CallTests))
 
+    def _first_run(self) -> str:
+        """The Python there. Raises SandboxError where there is none."""
+        try:
+            answer = self._run(_FIRST.format(results=_RESULTS), Limits())
+        except Ruling as ruling:
+            raise SandboxError(f"the sandbox at {self.name} cannot run Python: {ruling.message}") from None
+        version: str = answer["results"].decode("utf-8", "replace")
+        if not version.startswith("Python "):
+            said = (answer["stderr"] or answer["stdout"])[:300]
+            raise SandboxError(
+                f"the sandbox at {self.name} cannot run Python, or does not give files back (`fetch_files`); it said "
+                f"{said!r}"
+            )
+        return version
+
     def _results(
         self, code: str, tests: CallTests, limits: Limits, *, count: int | None
     ) -> Iterator[tuple[bool, bytes]]:
-        mark = f"\x1e{secrets.token_hex(8)}"
-        job = values.encode(
-            {"code": code, "entry_point": tests.entry_point, "inputs": tests.inputs, "as_set": tests.oracle == "set"}
-        )
-        source = Path(values.__file__).read_text(encoding="utf-8")
-        script = _CALLS.format(values=source, job=base64.b64encode(job).decode(), mark=mark)
-        answer = self._run(script, limits)
-        lines = [line[len(mark) :] for line in answer["stdout"].split("\n") if line.startswith(mark)]
-        for index, line in enumerate(lines):
-            kind, data = line[:1], _unpacked(line[1:])
+        job = {"parts": [code], "entry_point": tests.entry_point, "inputs": tests.inputs}
+        index = 0
+        for kind, data in self._said(job, _CALLS, limits):
             if kind in ("E", "R") and (count is None or index < count):
                 yield kind == "E", data
+                index += 1
             elif kind == "D" and count in (None, index):
                 return
-            elif kind == "S":
-                raise Ruling("syntax_error", data.decode("utf-8", "replace")[:1000])
-            elif kind == "X":
-                text = data.decode("utf-8", "replace")[:1000]
-                raise Ruling("memory" if text.startswith("MemoryError") else "fail", f"raised {text}", index)
             else:
-                break
-        raise Ruling("crash", f"the process ended early (exit code {answer['return_code']})", max(0, len(lines)))
+                raise _ruling(kind, data, index)
 
     def _in_process(self, job: Job) -> int:
-        """Tests behind the program in one process; it passes when the last line is reached."""
-        word = secrets.token_hex(16)
-        if isinstance(job.tests, UnitTests):
-            ending = _UNITTEST.format(test_class=job.tests.test_class, num_tests=job.tests.num_tests)
-            script = f"{job.code}\n{job.tests.code}\n{ending}\nprint({word!r})\n"
+        """Tests behind the program in one process; the number of tests that passed."""
+        tests = job.tests
+        if isinstance(tests, UnitTests):
+            parts = [job.code + "\n" + tests.code]
+            work = {"parts": parts, "test_class": tests.test_class, "num_tests": tests.num_tests}
+            said = self._said(work, _UNITTEST, job.limits)
         else:
-            assert isinstance(job.tests, AssertTests)
-            script = f"{job.tests.setup}\n{job.code}\n{job.tests.code}\nprint({word!r})\n"
-        answer = self._run(script, job.limits)
-        if answer["return_code"] == 0 and answer["stdout"].rstrip().endswith(word):
-            return 1
-        lines = answer["stderr"].strip().splitlines() or [f"exit code {answer['return_code']}"]
-        raise Ruling("syntax_error" if lines[-1].startswith("SyntaxError") else "fail", lines[-1][:1000])
+            assert isinstance(tests, AssertTests)
+            said = self._said({"parts": [tests.setup, job.code, tests.code]}, "", job.limits)
+        for kind, data in said:
+            if kind != "D":
+                raise _ruling(kind, data, None)
+            break
+        return tests.num_tests if isinstance(tests, UnitTests) else 1
+
+    def _said(self, job: dict[str, Any], rest: str, limits: Limits) -> Iterator[tuple[str, bytes]]:
+        """What a run has left in its file; a run that ended early is a Ruling behind the last line."""
+        source = Path(values.__file__).read_text(encoding="utf-8")
+        packed = base64.b64encode(values.encode(job)).decode()
+        answer = self._run(_SCRIPT.format(values=source, job=packed, results=_RESULTS, rest=rest), limits)
+        for line in answer["results"].decode("ascii", "replace").splitlines():
+            yield line[:1], _unpacked(line[1:])
+        raise Ruling("crash", f"the process ended early (exit code {answer['return_code']})")
 
     def _run(self, code: str, limits: Limits) -> dict[str, Any]:
         """One run there. Raises SandboxError when the service fails, Ruling for a time-out."""
@@ -187,6 +213,7 @@ class HttpExecutor:
             "language": "python",
             "run_timeout": limits.wall_seconds,
             "memory_limit_MB": limits.memory_bytes >> 20,
+            "fetch_files": [_RESULTS],
         }
         call = urllib.request.Request(
             f"{self.name}/run_code",
@@ -196,21 +223,35 @@ class HttpExecutor:
         try:
             with urllib.request.urlopen(call, timeout=limits.wall_seconds + 30) as response:
                 answer = json.load(response)
-            run = answer["run_result"] or {}
             if answer["status"] == "SandboxError":
-                raise SandboxError(f"the sandbox at {self.name} failed: {answer.get('message', '')[:300]}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                raise SandboxError(f"the sandbox at {self.name} failed: {str(answer.get('message'))[:300]}")
+            run, files = answer["run_result"], answer.get("files") or {}
+            if run.get("status") == "TimeLimitExceeded":
+                raise Ruling("timeout", f"the run took more than {limits.wall_seconds:.3g} s")
+            stdout, stderr = run.get("stdout") or "", run.get("stderr") or ""
+            return {
+                "stdout": stdout.strip(),
+                "stderr": stderr.strip(),
+                "return_code": run.get("return_code"),
+                "results": base64.b64decode(files.get(_RESULTS) or ""),
+            }
+        except (
+            OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError, RecursionError
+        ) as error:  # fmt: skip
             reason = getattr(error, "reason", None) or error
             raise SandboxError(
                 f"the sandbox at {self.name} cannot be used ({reason}); it must speak SandboxFusion's /run_code"
             ) from None
-        if run.get("status") == "TimeLimitExceeded":
-            raise Ruling("timeout", f"the run took more than {limits.wall_seconds:.3g} s")
-        return {
-            "stdout": run.get("stdout") or "",
-            "stderr": run.get("stderr") or "",
-            "return_code": run.get("return_code"),
-        }
+
+
+def _ruling(kind: str, data: bytes, index: int | None) -> Ruling:
+    """What another line than a result decides."""
+    text = data.decode("utf-8", "replace")[:1000]
+    if kind == "S":
+        return Ruling("syntax_error", text)
+    if kind in ("M", "X"):
+        return Ruling("memory" if kind == "M" else "fail", f"raised {text}", index)
+    return Ruling("crash", "its replies were not understood", index)
 
 
 def _unpacked(text: str) -> bytes:
