@@ -40,6 +40,7 @@ def run(conn: socket.socket, peer: socket.socket | None) -> None:
         return
     job = marshal.loads(payload)  # from the supervisor
     sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+    vars(unittest.case)["_ShouldStop"] = ()  # an exception that would end a test without a word; nothing needs it here
     before = _fingerprint()
     tools = (unittest.TestLoader, _Result, remote.describe, wire.send, json.dumps, _fingerprint, os._exit)
     module = types.ModuleType(MODULE)
@@ -102,7 +103,7 @@ class _Result(unittest.TestResult):
         self.num_passed += 1
 
     def addExpectedFailure(self, test: Any, err: Any) -> None:
-        self.num_passed += 1
+        self._keep(test, err)  # no test of a benchmark expects to fail, so a program has said so
 
     def _keep(self, test: Any, error: Any) -> None:
         self.problems.append([str(test)[:200], error[0].__name__, str(error[1])[:500]])
@@ -133,7 +134,7 @@ def _fingerprint() -> dict[str, tuple[int, ...]]:
     owners += [value for owner in owners for value in vars(owner or types).values() if isinstance(value, type)]
     for number, owner in enumerate([*owners, _Result]):
         for name, value in vars(owner or types).items():
-            if name[:2] != "__" or callable(value):
+            if name not in ("__warningregistry__", "__builtins__"):
                 found[f"{number}.{getattr(owner, '__name__', '')}.{name}"] = (
                     id(value),
                     id(getattr(value, "__code__", 0)),

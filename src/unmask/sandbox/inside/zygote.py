@@ -72,7 +72,10 @@ def main() -> None:
             reply = _fork(request, config, descriptors, children, control)
         elif request["op"] == "cpu":
             spent = _cpu_of_all if config["loose"] else _cpu_seconds
-            reply = {"cpu": {str(pid): spent(pid) for pid in children}, "files": _num_files(config["folder"])}
+            reply = {
+                "cpu": {str(pid): spent(pid) for pid in children},
+                "files": _num_files(config["folder"] if config["own_pids"] else ""),
+            }
         else:
             reply = _end(children, config)
         control.sendall(json.dumps(reply).encode())
@@ -212,11 +215,18 @@ def _sweep() -> None:
         os.kill(-1, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         return
-    while True:
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
         try:
-            os.waitpid(-1, 0)
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         except ChildProcessError:
+            pass
+        try:
+            os.kill(-1, 0)  # orphans are waited for by the jail's first process
+        except OSError:
             return
+        time.sleep(0.001)
 
 
 def _clear_all(folders: list[str]) -> bool:
