@@ -1,5 +1,7 @@
 """Which back end is chosen, and what is said when none can be had."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,8 @@ import pytest
 from unmask.errors import SandboxError, SettingsError
 from unmask.sandbox import backends
 from unmask.sandbox.executor import Job, LocalExecutor, open_executor
-from unmask.sandbox.inside import guard
+from unmask.sandbox.inside import confine, guard
+from unmask.sandbox.jail import Plan
 from unmask.sandbox.tests import CallTests
 from unmask.sandbox.verdict import Limits
 
@@ -21,7 +24,7 @@ def test_an_unknown_sandbox_is_told_the_nearest() -> None:
 
 def test_without_an_isolating_back_end_the_message_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "find_bwrap", lambda: None)
-    monkeypatch.setattr(backends.confine, "landlock_version", lambda: 0)
+    monkeypatch.setattr(confine, "landlock_version", lambda: 0)
     with pytest.raises(SandboxError) as caught:
         backends.choose("auto")
     message = str(caught.value)
@@ -101,16 +104,18 @@ def test_each_verdict_names_its_back_end(name: str) -> None:
 
 def test_a_jail_that_cannot_be_had_is_a_sandbox_error_and_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
     with open_executor("plain", workers=1) as executor:
-        for slot in executor._slots:
-            slot.close()
+        assert isinstance(executor, LocalExecutor)
+        list(executor.judge([RIGHT]))
+        for pid in executor.pids:
+            os.kill(pid, signal.SIGKILL)
         monkeypatch.setattr(backends, "plan", _broken_plan)
         (verdict,) = executor.judge([RIGHT])
     assert verdict.status == "sandbox_error"
     assert "cannot be started" in verdict.message
 
 
-def _broken_plan(*_: object, **__: object) -> backends.Plan:
-    return backends.Plan(command=("/nothing/of/that/name",), environment={}, config={})
+def _broken_plan(*_: object, **__: object) -> Plan:
+    return Plan(command=("/nothing/of/that/name",), environment={}, config={})
 
 
 def test_the_order_of_verdicts_is_that_of_the_jobs() -> None:

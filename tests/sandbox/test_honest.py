@@ -86,6 +86,7 @@ def executor() -> Iterator[LocalExecutor]:
         found = open_executor(workers=1)
     except SandboxError as error:
         pytest.skip(str(error))
+    assert isinstance(found, LocalExecutor)
     with found:
         yield found
 

@@ -26,7 +26,7 @@ from unmask.sandbox.executor import Job, LocalExecutor, open_executor
 from unmask.sandbox.tests import AssertTests, CallTests, Tests, UnitTests
 from unmask.sandbox.verdict import Limits, Verdict
 
-LIMITS = Limits(cpu_seconds=0.5, wall_seconds=2, memory_bytes=512 << 20)
+LIMITS = Limits(cpu_seconds=0.5, wall_seconds=1.5, memory_bytes=512 << 20)
 CALLS = CallTests.of("f", [(1,), (41,), (-7,)], [2, 42, -6])
 ASSERTS = AssertTests(
     entry_point="f",
@@ -63,7 +63,7 @@ class TestCases(unittest.TestCase):
 """,
 )
 ISOLATING = ("bwrap", "landlock")
-PLACES = 3
+PLACES = 4
 """Programs side by side: many of them sleep until their limit."""
 
 # of x86-64; the programs that use them are left out elsewhere
@@ -263,9 +263,11 @@ class Suite:
 
 def opened(backend: str, *, loose: bool = False) -> LocalExecutor:
     try:
-        return open_executor(backend, workers=1, loose=loose)
+        found = open_executor(backend, workers=1, loose=loose)
     except SandboxError as error:
         pytest.skip(f"{backend} cannot be had here: {error}")
+    assert isinstance(found, LocalExecutor)
+    return found
 
 
 def judged(backend: str, folder: Path, kinds: dict[str, Tests], *, loose: bool = False) -> Suite:
@@ -317,7 +319,11 @@ def kinds_of(backend: str, *, swapped: bool = False) -> dict[str, Tests]:
     """Calls for one half of the programs and assertions for the other, the other way round on the second back end."""
     both = (CALLS, ASSERTS)
     first = (backend == "landlock") != swapped
-    return {program.name: both[(index + first) % 2] for index, program in enumerate(OUTSIDE)}
+    kinds = {program.name: both[(index + first) % 2] for index, program in enumerate(OUTSIDE)}
+    found = backends.probe("landlock" if backend == "landlock" else "bwrap")
+    if isinstance(found, backends.Backend) and any("threads by memory" in text for text in found.guarantees):
+        del kinds["thread_bomb"]  # no limit of processes binds root, and the back end says so
+    return kinds
 
 
 @pytest.fixture(scope="module", params=ISOLATING)
@@ -335,6 +341,8 @@ def in_process(tmp_path_factory: pytest.TempPathFactory) -> Suite:
 
 @pytest.mark.parametrize("name", [program.name for program in OUTSIDE])
 def test_a_hostile_program_never_passes_reaches_nothing_and_leaves_its_jail_clean(suite: Suite, name: str) -> None:
+    if name not in suite.outcomes:
+        pytest.skip("this back end says that memory alone bounds the threads here")
     holds(suite.outcomes[name])
 
 

@@ -27,9 +27,11 @@ ISOLATING = ("bwrap", "landlock")
 
 def opened(name: str, workers: int = 1) -> LocalExecutor:
     try:
-        return open_executor(name, workers=workers)
+        found = open_executor(name, workers=workers)
     except SandboxError as error:
         pytest.skip(f"{name} cannot be had here: {error}")
+    assert isinstance(found, LocalExecutor)
+    return found
 
 
 @pytest.fixture(params=ISOLATING)
