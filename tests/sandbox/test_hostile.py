@@ -22,6 +22,7 @@ from queue import Empty, SimpleQueue
 import pytest
 
 from unmask.errors import SandboxError
+from unmask.sandbox import backends
 from unmask.sandbox.executor import Job, LocalExecutor, open_executor
 from unmask.sandbox.tests import AssertTests, CallTests, Tests, UnitTests
 from unmask.sandbox.verdict import Limits, Verdict
