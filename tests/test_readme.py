@@ -9,6 +9,7 @@ import typer.main
 
 import unmask
 from unmask.cli.main import app
+from unmask.data.jsonl import read_tasks
 
 from checkpoints import write_checkpoint
 
@@ -39,3 +40,12 @@ def test_every_file_that_the_readme_links_to_is_there():
     root = Path(__file__).parent.parent
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (root / target).is_file(), target
+
+
+def test_the_task_of_the_readme_is_one(tmp_path):
+    line = re.search(r"```json\n(.*?)```", README, re.DOTALL)[1]
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(line, encoding="utf-8")
+    (task,) = read_tasks(path)
+    assert task.program("    return a + b\n").endswith("return a + b\n")
+    assert list(task.tests)
