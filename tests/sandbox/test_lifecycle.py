@@ -125,6 +125,28 @@ def test_a_jail_killed_in_the_middle_of_a_run_costs_no_verdict(executor: LocalEx
     assert verdict.status == "pass", verdict
 
 
+@pytest.mark.parametrize("kind", ["calls", "asserts"])
+def test_a_lost_judge_is_not_held_against_the_program(executor: LocalExecutor, kind: str) -> None:
+    """A right program whose judge is killed once, by the machine running out of memory say, still passes."""
+    slow_tests = AssertTests(entry_point="f", code="import time\ntime.sleep(0.6)\nassert f(1) == 2")
+    # 1.0 is not the bytes of 1, so the judge is asked; the next result comes later
+    slow_calls = CallTests.of("f", [(1,), (2,)], [2.0, 3.0])
+    code = "import time\ndef f(x):\n    time.sleep(0.4 * (x == 2))\n    return x + 1"
+    tests = {"calls": slow_calls, "asserts": slow_tests}[kind]
+    assert next(executor.judge([Job(code=code, tests=tests, limits=LIMITS)])).status == "pass"
+    judge_jail = executor.pids[-1]
+
+    def kill() -> None:
+        time.sleep(0.2)
+        os.kill(judge_jail, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    verdict = next(executor.judge([Job(code=code, tests=tests, limits=LIMITS)]))
+    killer.join()
+    assert verdict.status == "pass", verdict
+
+
 def test_closing_leaves_no_process(executor: LocalExecutor) -> None:
     assert statuses(executor) == ["pass", "pass"]
     found = jails(executor)

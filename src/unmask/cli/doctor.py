@@ -77,6 +77,8 @@ def _hardware() -> dict[str, Any]:
 
 def _sandbox() -> dict[str, Any]:
     """What `unmask evaluate` runs programs in, and what each back end promises or lacks here."""
+    if not sys.platform.startswith("linux"):
+        return {"sandbox": f"none: it needs Linux, and this is {sys.platform}"}
     from unmask.errors import SandboxError
     from unmask.sandbox import backends
 

@@ -68,6 +68,12 @@ class Environment:
     """Requirements that could not be installed."""
 
     @property
+    def label(self) -> str:
+        """The name with a digest of what is installed: verdicts of one set of libraries are not those of another."""
+        parts = [self.version, *self.missing, *(f"{name}" for name in requirements(self.name))]
+        return f"{self.name} {hashlib.blake2b(repr(parts).encode(), digest_size=4).hexdigest()}"
+
+    @property
     def warning(self) -> str:
         """Why scores may differ from those of others; empty if nothing is known to be wrong."""
         told = []

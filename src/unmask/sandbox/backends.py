@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,7 +83,6 @@ class Backend:
     program: str = ""
     """Path of bubblewrap."""
     isolates: bool = True
-    notes: tuple[str, ...] = field(default=())
 
 
 _COMMON = ("the judge is outside the program's process", "CPU, memory, file, process and output limits")
@@ -137,17 +136,17 @@ def probe(name: BackendName) -> Backend | str:
         full = (*common, _SECCOMP, *walls, *_APART)
         candidates.append(Backend(name=name, guarantees=full))
         bare = (*common, _SECCOMP, *walls, "no file can be written")
-        candidates.append(
-            Backend(name=name, guarantees=bare, namespaces=False, notes=("programs that write files fail here",))
-        )
+        candidates.append(Backend(name=name, guarantees=bare, namespaces=False))
     reason = ""
     for candidate in candidates:
+        folder = Folder(candidate)
         try:
-            with Folder(candidate) as folder:
-                Jail(plan(candidate, running_interpreter(), Limits(), folder=folder, number=0)).close()
+            Jail(plan(candidate, running_interpreter(), Limits(), folder=folder.path, number=0)).close()
         except SandboxError as error:
             reason = reason or str(error)
             continue
+        finally:
+            folder.remove()
         return candidate
     return reason
 
@@ -168,19 +167,17 @@ def find_bwrap() -> str | None:
 
 
 class Folder:
-    """The place on the host where a jail without bubblewrap mounts its private folder; empty and removed at the end."""
+    """The place on the host where a jail without bubblewrap has its private folder."""
 
     def __init__(self, backend: Backend) -> None:
-        self._needed = backend.name != "bwrap"
         self.path: Path | None = None
-
-    def __enter__(self) -> Path | None:
-        if self._needed:
+        if backend.name != "bwrap":
             self.path = Path(tempfile.mkdtemp(prefix="unmask-jail-"))
-            self.path.chmod(0o777)
-        return self.path
+            if os.geteuid() == 0:  # the jail may give up that id
+                self.path.chmod(0o777)
 
-    def __exit__(self, *_: object) -> None:
+    def remove(self) -> None:
+        """Remove it and what is in it."""
         if self.path is not None:
             shutil.rmtree(self.path, ignore_errors=True)
 
@@ -278,6 +275,7 @@ def _walls(*, gives_up_root: bool, loose: bool) -> list[str]:
     walls += ["--die-with-parent", "--new-session"]
     if loose:  # psutil and tensorflow read /proc, multiprocessing needs /dev/shm, servers on the loopback a name
         walls += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(64 << 20), "--tmpfs", "/dev/shm"]
+        walls += ["--remount-ro", "/dev"]
         return [*walls, "--ro-bind", str(_INSIDE / "hosts"), "/etc/hosts"]
     for device in ("null", "zero", "random", "urandom"):
         walls += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]

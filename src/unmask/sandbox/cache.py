@@ -7,6 +7,7 @@ output or in a crash, since the machine has a part in those.
 
 import hashlib
 import json
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,7 @@ from unmask.sandbox.verdict import Limits, Verdict
 FORMAT = 2
 """Raised when a change of the sandbox changes verdicts."""
 
+_log = logging.getLogger(__name__)
 _KEPT = ("pass", "fail", "syntax_error")
 
 
@@ -33,6 +35,7 @@ class VerdictCache:
     def __init__(self, executor: Executor, path: Path) -> None:
         self._inner = executor
         self.hits = 0
+        self._is_broken = False
         self._lock = threading.Lock()
         self._digests: dict[int, tuple[Tests, str]] = {}
         try:
@@ -109,15 +112,25 @@ class VerdictCache:
         return hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
 
     def _look_up(self, key: str) -> Verdict | None:
-        with self._lock:
-            row = self._store.execute("select verdict from verdicts where key = ?", (key,)).fetchone()
+        row = self._execute("select verdict from verdicts where key = ?", key)
         if row is None:
             return None
         self.hits += 1
         return Verdict.from_json(json.loads(row[0]))
 
     def _keep(self, key: str, verdict: Verdict) -> None:
-        if verdict.status not in _KEPT:
-            return
-        with self._lock:
-            self._store.execute("insert or replace into verdicts values (?, ?)", (key, json.dumps(verdict.to_json())))
+        if verdict.status in _KEPT:
+            self._execute("insert or replace into verdicts values (?, ?)", key, json.dumps(verdict.to_json()))
+
+    def _execute(self, statement: str, *values: str) -> tuple[str] | None:
+        """The first row of a statement. A cache that fails half-way is left alone from then on; no verdict is lost."""
+        if self._is_broken:
+            return None
+        try:
+            with self._lock:
+                row: tuple[str] | None = self._store.execute(statement, values).fetchone()
+            return row
+        except sqlite3.Error as error:
+            self._is_broken = True
+            _log.warning("the verdict cache is not used any more (%s)", error)
+            return None

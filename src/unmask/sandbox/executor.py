@@ -7,9 +7,10 @@
 What is covered, with a back end that isolates: the program has no network, no host files but the interpreter and its
 libraries (read-only), no other process to signal or trace, no more CPU, memory, disk, threads or output than its
 limits, and nothing of it is left for the next program. It never holds the expected answers, and what it returns is
-compared in a process that it cannot reach. What is not covered: a hole in the kernel that all jails share; a program
-that works out right answers by looking the task up in itself; and, for unittest-style tests only, a program that
-forges the report of the tests inside its own process (`inside/unittests.py`).
+compared in a process that it cannot reach. In the loose jail of unittest-style tests memory is limited for each
+process, of which a program may start 64. What is not covered: a hole in the kernel that all jails share; a program that
+works out right answers by looking the task up in itself; and, for unittest-style tests only, a program that forges the
+report of the tests inside its own process (`inside/unittests.py`).
 """
 
 from unmask.errors import SandboxError
@@ -34,6 +35,11 @@ def open_executor(
     sockets inside their jail, as unittest-style tests need. Raises SandboxError when no back end can be had.
     """
     if backend.startswith(("http://", "https://")):
+        if loose:
+            raise SandboxError(
+                f"unittest-style tests need libraries that the service at {backend} is not known to have; "
+                "leave --sandbox out, and run `unmask data setup bigcodebench` once"
+            )
         return HttpExecutor(backend, workers=workers)
     chosen = backends.choose(backend)
     if loose and chosen.name == "landlock":

@@ -63,8 +63,11 @@ else:
 _CALLS = """
     entry = vars(module)[job["entry_point"]]
     for arguments in marshal.loads(job["inputs"]):
-        data, is_exact = values.encode_any(entry(*arguments))
-        say("E" if is_exact else "R", values.compact(data))
+        result = entry(*arguments)
+        if job["as_set"] and type(result) not in (list, tuple, set, frozenset, dict, str):
+            result = set(result)
+        data, is_exact = values.encode_compact(result)
+        say("E" if is_exact else "R", data)
 """
 _UNITTEST = """
     import unittest
@@ -170,7 +173,8 @@ class HttpExecutor:
     def _results(
         self, code: str, tests: CallTests, limits: Limits, *, count: int | None
     ) -> Iterator[tuple[bool, bytes]]:
-        job = {"parts": [code], "entry_point": tests.entry_point, "inputs": tests.inputs}
+        job: dict[str, Any] = {"parts": [code], "entry_point": tests.entry_point, "inputs": tests.inputs}
+        job["as_set"] = tests.oracle == "set"
         index = 0
         for kind, data in self._said(job, _CALLS, limits):
             if kind in ("E", "R") and (count is None or index < count):

@@ -17,7 +17,6 @@ from typing import Any
 from unmask.errors import SandboxError
 from unmask.sandbox.verdict import Limits
 
-_CONTROL = 3
 _START_SECONDS = 60.0
 _REPLY_SECONDS = 20.0
 _LOOSE_REPLY_SECONDS = 5.0
@@ -30,8 +29,6 @@ class Plan:
     command: tuple[str, ...]
     environment: dict[str, str]
     config: dict[str, Any]
-    user: int | None = None
-    """User id to start the command as, where the supervisor is root; None keeps its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +94,6 @@ class Jail:
             self.close()
             raise SandboxError(f"the jail could not close its walls: {hello['error']}")
         self.interpreter = f"Python {hello['ready']}"
-        self.missing: tuple[str, ...] = tuple(hello["missing"])
-        self.num_runs = 0
 
     def fork(self, role: str, limits: Limits, *, peer: socket.socket | None = None) -> tuple[socket.socket, int]:
         """Start a child for one run; return the socket to it and its id. `peer` is handed on and closed here."""
@@ -117,7 +112,6 @@ class Jail:
         if "pid" not in reply:
             ours.close()
             raise JailLost(f"the jail cannot start another process: {reply.get('error')}")
-        self.num_runs += 1
         return ours, int(reply["pid"])
 
     def usage(self) -> tuple[dict[int, float], int]:

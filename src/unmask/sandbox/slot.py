@@ -66,7 +66,7 @@ class Slot:
         self._interpreter = interpreter
         self._number = number
         self.is_loose = loose
-        self._folders = contextlib.ExitStack()
+        self._folders: dict[str, backends.Folder] = {}
         self._jails: dict[str, Jail] = {}
         self._is_aborted = False
         self._disk_bytes = Limits().disk_bytes
@@ -105,10 +105,8 @@ class Slot:
 
     def close(self) -> None:
         """End both jails."""
-        for jail in self._jails.values():
-            jail.close()
-        self._jails.clear()
-        self._folders.close()
+        for role in list(self._jails):
+            self.discard(role)
 
     def abort(self) -> None:
         """End the jails from another thread, and what runs in them; nothing is judged here any more."""
@@ -123,29 +121,39 @@ class Slot:
 
     def jail(self, role: str) -> Jail:
         """The jail for this role, started if need be."""
-        if self._is_aborted:
-            raise SandboxError("the sandbox is closed")
+        self._refuse_if_aborted(role)
         if role not in self._jails:
             loose = self.is_loose and role == "program"
             interpreter = self._interpreter if role == "program" else backends.running_interpreter()
-            folder = self._folders.enter_context(backends.Folder(self._backend))
-            self._jails[role] = Jail(
-                backends.plan(
-                    self._backend,
-                    interpreter,
-                    Limits(disk_bytes=self._disk_bytes),
-                    folder=folder,
-                    number=2 * self._number + (role == "judge"),
-                    loose=loose,
-                )
+            folder = self._folders[role] = backends.Folder(self._backend)
+            plan = backends.plan(
+                self._backend,
+                interpreter,
+                Limits(disk_bytes=self._disk_bytes),
+                folder=folder.path,
+                number=2 * self._number + (role == "judge"),
+                loose=loose,
             )
+            try:
+                jail = Jail(plan)
+            except SandboxError:
+                folder.remove()
+                raise
+            self._jails[role] = jail
+            self._refuse_if_aborted(role)
         return self._jails[role]
+
+    def _refuse_if_aborted(self, role: str) -> None:
+        if self._is_aborted:
+            self.discard(role)
+            raise SandboxError("the sandbox is closed")
 
     def discard(self, role: str) -> None:
         """Throw a jail away; the next run gets a new one."""
         jail = self._jails.pop(role, None)
         if jail is not None:
             jail.close()
+            self._folders.pop(role).remove()
 
     def _attempt(self, code: str, tests: Tests, limits: Limits) -> Verdict:
         if limits.disk_bytes != self._disk_bytes:
@@ -280,6 +288,8 @@ class Run:
             return 1
         if kind == b"F":
             raise _failed_assertion(payload)
+        if kind == b"":
+            raise self._judge_gone()
         raise self._gone("program", "its replies to the tests were not understood")
 
     def unit_tests(self, code: str, tests: UnitTests) -> int:
@@ -295,7 +305,7 @@ class Run:
             raise self._not_understood(kind, payload, None)
         report = _record(payload)
         try:
-            ran, skipped = int(report["ran"]), int(report["skipped"])
+            ran, skipped = int(report["passed"]), int(report["skipped"])
             problems = [tuple(str(part) for part in problem) for problem in report["problems"]]
             changed = [str(name) for name in report["changed"]]
             test, kind_name, text = problems[0] if problems else ("", "", "")
@@ -306,7 +316,8 @@ class Run:
         if problems:
             raise Ruling("fail", _printable(f"{test.split(' ')[0]} of {tests.num_tests} tests: {kind_name}: {text}"))
         if ran != tests.num_tests or skipped:
-            raise Ruling("fail", f"{ran - skipped} tests ran where the trusted source has {tests.num_tests}")
+            what = f"{ran} tests passed" + (f" and {skipped} were skipped" if skipped else "")
+            raise Ruling("fail", f"{what} where the trusted source has {tests.num_tests}")
         return ran
 
     # ------------------------------------------------------------------------------------------------- the machinery
@@ -320,13 +331,8 @@ class Run:
         sock, pid = self._slot.jail(role).fork(role_inside or role, limits, peer=peer)
         channel = Channel(sock, limit=self._limits.output_bytes if role == "program" else 1 << 30)
         self._channels[role], self._pids[role] = channel, pid
-        # a lone surrogate must not cost the verdict: the program's side refuses such a source by itself
-        data = {
-            k: v.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if k == "code" else v
-            for k, v in job.items()
-        }
         with contextlib.suppress(OSError):  # it has ended already; reading tells why
-            channel.send(b"J", marshal.dumps(data, 2))
+            channel.send(b"J", marshal.dumps(job, 2))
 
     def _loaded(self) -> list[str]:
         """Wait until the program's own statements have run; the names that it defines."""
@@ -410,6 +416,13 @@ class Run:
             return Ruling("crash", otherwise)
         return Ruling("crash", ended.describe())
 
+    def _judge_gone(self) -> Exception:
+        """Why the judge's process stopped answering. That it was killed is nobody's verdict: the run is made again."""
+        ended = self._wait_for_end("judge")
+        if ended is None or (ended.signal == signal.SIGKILL and ended.cpu_seconds < _JUDGE_LIMITS.cpu_seconds * 0.9):
+            return JailLost("the judge's process was lost")
+        return Ruling("fail", "its results cannot be judged within the limits")
+
     def _wait_for_end(self, role: str) -> Ended | None:
         """Give a child whose socket is closed a moment to end by itself, so that its status says why."""
         channel = self._channels[role]
@@ -449,6 +462,8 @@ class Run:
         kind, answer = self._next("judge")
         if kind == b"Y":
             return
+        if kind == b"":
+            raise self._judge_gone()
         if kind != b"N":
             raise Ruling("fail", f"{call} returned a value that cannot be compared within the limits", index)
         got, expected = json.loads(answer)

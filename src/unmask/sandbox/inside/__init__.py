@@ -1,1 +1,1 @@
-"""What runs inside a jail. Standard library only, Python 3.8 or newer, no import of the rest of the package."""
+"""What runs inside a jail. Standard library only, Python 3.10 or newer, no import of the rest of the package."""

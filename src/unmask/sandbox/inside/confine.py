@@ -17,6 +17,7 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE, _MS_SLAVE = 1, 2, 4, 0x
 _AT_RECURSIVE, _AT_FDCWD, _MOUNT_ATTR_RDONLY, _MOUNT_SETATTR = 0x8000, -100, 1, 442
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _NO_NEW_PRIVS = 38
+_MAKE_BLOCK = 1 << 11
 _EXECUTE, _WRITE, _READ, _READ_DIR = 1, 2, 4, 8
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,6 +36,25 @@ def enter(config: dict[str, Any]) -> None:
         _landlock(config["readable"], [config["folder"]] if config["folder"] else [])
     elif config["uid"] is not None:
         _drop(config["uid"])
+
+
+def stand_apart() -> None:
+    """Enter a Landlock domain that forbids nothing but reaching into processes outside it (`/proc/PID/mem`, ptrace)."""
+    if landlock_version() < 1:
+        return
+    _check(_libc.prctl(_NO_NEW_PRIVS, *(ctypes.c_ulong(v) for v in (1, 0, 0, 0))), "prctl(NO_NEW_PRIVS)")
+    rules = struct.pack("Q", _MAKE_BLOCK)  # a domain has to handle something, and nobody makes block devices
+    ruleset = _check(
+        _libc.syscall(_LANDLOCK_CREATE, ctypes.c_char_p(rules), ctypes.c_size_t(len(rules)), ctypes.c_uint(0)),
+        "landlock_create_ruleset",
+    )
+    _check(_libc.syscall(_LANDLOCK_RESTRICT, ruleset, ctypes.c_uint(0)), "landlock_restrict_self")
+    os.close(ruleset)
+
+
+def hide(is_hidden: bool) -> None:
+    """Whether other processes of the same user may look into this one (PR_SET_DUMPABLE)."""
+    _libc.prctl(4, ctypes.c_ulong(not is_hidden), *(ctypes.c_ulong(0) for _ in range(3)))
 
 
 def _check(result: int, what: str) -> int:

@@ -3,8 +3,8 @@
 This verdict is weaker than the others: the program can reach the code that judges it. What is done about it:
 
 * the reporting socket and the unittest machinery are taken hold of before the program is loaded, and the machinery is
-  compared with that hold afterwards: what was changed is reported, and such a run never passes;
-* the report counts the tests that ran; the supervisor knows from the trusted source how many there are;
+  compared with that hold afterwards: what is still changed then is reported, and such a run never passes;
+* the report counts the tests that passed; the supervisor knows from the trusted source how many there are;
 * a program that ends the process has not reported, so it has not passed.
 
 A program that walks frames or memory to find the socket and forges the whole report is not stopped here.
@@ -81,7 +81,7 @@ def _report(
     if [base.__module__ for base in test_class.__mro__[-2:]] != ["unittest.case", "builtins"]:
         changed.append("TestCase")
     record = {
-        "ran": result.num_passed,
+        "passed": result.num_passed,
         "problems": result.problems[:20],
         "skipped": result.num_skipped,
         "changed": changed,

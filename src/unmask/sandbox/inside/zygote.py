@@ -14,6 +14,7 @@ End of file on the control socket ends the jail.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import json
@@ -48,9 +49,10 @@ def main() -> None:
     except OSError as error:
         control.sendall(json.dumps({"error": str(error)}).encode())
         return
+    confine.hide(True)
     sys.path.extend(config["site"])
     sys.meta_path.append(_Packages(config["packages"]))
-    missing = _preload(config["preload"])
+    _preload(config["preload"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the supervisor
     if config["seccomp"]:
         guard.prepare(config["loose"], config["sees_host_files"], os.getpid())
@@ -60,8 +62,8 @@ def main() -> None:
     os.dup2(0, 2)
     gc.collect()
     gc.freeze()
-    control.sendall(json.dumps({"ready": sys.version.split()[0], "missing": missing, "uid": os.getuid()}).encode())
-    children: dict[int, bool] = {}
+    control.sendall(json.dumps({"ready": sys.version.split()[0]}).encode())
+    children: set[int] = set()
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 65536, 2)
         if not message:
@@ -71,7 +73,7 @@ def main() -> None:
         if request["op"] == "fork":
             reply = _fork(request, config, descriptors, children, control)
         elif request["op"] == "cpu":
-            spent = _cpu_of_all if config["loose"] else _cpu_seconds
+            spent = _cpu_of_all if config["loose"] and config["own_pids"] else _cpu_seconds
             reply = {
                 "cpu": {str(pid): spent(pid) for pid in children},
                 "files": _num_files(config["folder"] if config["own_pids"] else ""),
@@ -96,23 +98,19 @@ class _Packages:
         return importlib.util.spec_from_file_location(name, start, submodule_search_locations=[place])
 
 
-def _preload(names: list[str]) -> list[str]:
-    """Import what programs are likely to want; return what is not there."""
-    missing = []
+def _preload(names: list[str]) -> None:
+    """Import what programs are likely to want. What is not there is not missed before a program asks for it."""
     warnings.simplefilter("ignore")
     for name in names:
-        try:
+        with contextlib.suppress(ImportError):
             __import__(name)
-        except ImportError:
-            missing.append(name)
-    return missing
 
 
 def _fork(
     request: dict[str, Any],
     config: dict[str, Any],
     descriptors: list[int],
-    children: dict[int, bool],
+    children: set[int],
     control: socket.socket,
 ) -> dict[str, Any]:
     try:
@@ -128,7 +126,7 @@ def _fork(
             os._exit(1)
     for descriptor in descriptors:
         os.close(descriptor)
-    children[pid] = True
+    children.add(pid)
     return {"pid": pid}
 
 
@@ -137,6 +135,8 @@ def _child(request: dict[str, Any], config: dict[str, Any], descriptors: list[in
     gc.enable()
     if config["loose"]:
         os.setsid()  # what it starts is not in the jail's own group
+        confine.stand_apart()  # its jail shows it /proc, and the zygote there
+        confine.hide(False)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     control.detach()
     kept = []
@@ -193,7 +193,7 @@ def _num_files(folder: str) -> int:
     return found.f_files - found.f_ffree
 
 
-def _end(children: dict[int, bool], config: dict[str, Any]) -> dict[str, Any]:
+def _end(children: set[int], config: dict[str, Any]) -> dict[str, Any]:
     for pid in children:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -203,7 +203,7 @@ def _end(children: dict[int, bool], config: dict[str, Any]) -> dict[str, Any]:
     for pid in list(children):
         _, status, usage = os.wait4(pid, 0)
         ended.append([pid, status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024])
-        del children[pid]
+        children.discard(pid)
     if config["own_pids"]:
         _sweep()
     return {"ended": ended, "clean": _clear_all(config["cleared"])}
