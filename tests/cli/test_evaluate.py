@@ -1,9 +1,11 @@
 """`unmask evaluate`: from a command to a result, what is kept when it ends early, and what is refused."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from unmask.sandbox.verdict import Verdict
 
 from checkpoints import write_checkpoint
 from command_line import Outcome, refusal, unmask
+
+SHARED = Path(os.environ.get("UNMASK_DATA") or Path(__file__).parents[3] / "shared" / "data")
+HARD_IDS = "bigcodebench/hard_task_ids.json"
 
 
 class FakeExecutor:
@@ -176,6 +181,47 @@ def test_samples_may_leave_tasks_out_when_that_is_said(tasks: Path, tmp_path: Pa
     assert record["notes"] == ["scored on the tasks that have samples; 3 of 5 have none"]
 
 
+def test_a_cell_that_lacks_tasks_does_not_pass_for_whole(tasks: Path, folders: dict[str, Path]) -> None:
+    run(tasks, folders["full"], "--temperature", "0,0.8", "--generate-only")
+    lines = Path("out/samples.jsonl").read_text().splitlines(keepends=True)
+    Path("out/samples.jsonl").write_text("".join(lines[:7]))
+    said = refusal("evaluate", tasks, "--samples", "out/samples.jsonl")
+    assert "out/samples.jsonl, cell temperature=0.8, has no sample for 3 of 5 tasks (" in said
+    record = json.loads(unmask("evaluate", tasks, "--samples", "out/samples.jsonl", "--partial", "--json").text)
+    assert record["notes"] == ["temperature=0.8: scored on the tasks that have samples; 3 of 5 have none"]
+    Path("out/samples.jsonl").write_text("".join(lines[:5]))
+    record = json.loads(unmask("evaluate", tasks, "--samples", "out/samples.jsonl", "--json").text)
+    assert record["notes"] == ["cells of the run that have no samples here: temperature=0.8"]
+
+
+def test_a_limit_passes_over_the_samples_of_other_tasks(tasks: Path, tmp_path: Path) -> None:
+    file = write_samples(tmp_path / "mine.jsonl", good=3)
+    record = json.loads(unmask("evaluate", tasks, "--samples", file, "--limit", 4, "--json").text)
+    assert (record["num_tasks"], record["pass_at_k"]) == (4, {"1": 0.75})
+    assert record["notes"] == ["--limit 4 leaves out 1 tasks of the benchmark"]
+    stranger = write_samples(tmp_path / "more.jsonl", good=3, count=6)
+    assert "the benchmark has no task 'toy/5'" in refusal("evaluate", tasks, "--samples", stranger, "--limit", 4)
+
+
+def test_given_samples_keep_their_registered_cell_and_seed(tasks: Path, folders: dict[str, Path]) -> None:
+    more = ("--temperature", "0,0.8", "--registered", "temperature=0.8", "--seed", 7)
+    run(tasks, folders["full"], *more, "--generate-only")
+    record = json.loads(unmask("evaluate", tasks, "--samples", "out/samples.jsonl", "--json").text)
+    assert (record["registered"], record["cell"], record["seed"]) == ("temperature=0.8", "temperature=0.8", 7)
+    assert record["notes"] == []
+
+
+def test_samples_of_other_data_are_scored_with_a_note(tasks: Path, folders: dict[str, Path]) -> None:
+    run(tasks, folders["full"], "--generate-only")
+    write_tasks(tasks, canonical_solution="    return +x\n")
+    record = json.loads(unmask("evaluate", tasks, "--samples", "out/samples.jsonl", "--json").text)
+    assert record["notes"] == ["the samples were drawn for other data of the same name, and are scored on these"]
+    recorded = {**json.loads(Path("out", RUN).read_text()), "version": "v1"}
+    Path("out", RUN).write_text(json.dumps(recorded))
+    record = json.loads(unmask("evaluate", tasks, "--samples", "out/samples.jsonl", "--json").text)
+    assert record["notes"] == ["the samples were drawn for version v1, and are scored on other data"]
+
+
 def test_drawing_and_scoring_can_be_two_commands(tasks: Path, folders: dict[str, Path]) -> None:
     assert run(tasks, folders["full"], "--generate-only").text == "out/samples.jsonl\n"
     assert not Path("out/result.json").exists()
@@ -224,14 +270,75 @@ def test_a_chat_model_is_asked_in_a_conversation(tasks: Path, folders: dict[str,
 
 
 def test_evalplus_and_human_eval_files_are_written_for_their_benchmarks(
-    tasks: Path, folders: dict[str, Path], tmp_path: Path
+    tasks: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    named = Path(shutil.copy(tasks, tmp_path / "humaneval.jsonl"))
-    run(named, folders["full"])
+    from unmask.evaluate import benchmarks
+
+    load = benchmarks.load
+    monkeypatch.setattr(
+        benchmarks, "load", lambda *given, **more: replace(load(*given, **more), name="humaneval", version="v1")
+    )
+    run(tasks, folders["full"])
     solutions = [json.loads(line) for line in Path("out/evalplus.jsonl").read_text().splitlines()]
     assert [row["task_id"] for row in solutions] == [f"toy/{i}" for i in range(5)]
     assert all("def f(x):" in row["solution"] for row in solutions)
     assert len(Path("out/human-eval.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no benchmark data: there is no folder {SHARED}")
+def test_a_result_names_the_tasks_and_libraries_that_stand_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unmask.evaluate import environment
+
+    here = environment.Environment(
+        name="bigcodebench", python=tmp_path, prefix=tmp_path, site_packages=(), version="3.10.13", missing=("gensim",)
+    )
+    monkeypatch.setenv("UNMASK_DATA", str(SHARED))
+    monkeypatch.setattr(environment, "find", lambda _: here)
+    ids = json.loads((SHARED / HARD_IDS).read_text())
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"task_id": i, "solution": ""}) + "\n" for i in ids))
+    outcome = unmask("evaluate", "bigcodebench-complete-hard", "--samples", tmp_path / "mine.jsonl", "--json")
+    notes = json.loads(outcome.text)["notes"]
+    assert any(note.startswith("17 references did not pass without a network") for note in notes)
+    assert here.warning in notes
+
+
+@pytest.mark.parametrize("name", ["humaneval", "mbpp-mine", "bigcodebench-mine"])
+def test_a_file_of_tasks_is_asked_as_such_whatever_it_is_called(
+    tasks: Path, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from unmask.evaluate import prompts
+
+    named = Path(shutil.copy(tasks, tmp_path / f"{name}.jsonl"))
+    asked: list[str] = []
+    render = prompts.render
+
+    def noted(*given: Any, benchmark: str, **more: Any) -> prompts.Rendered:
+        asked.append(benchmark)
+        return render(*given, benchmark=benchmark, **more)
+
+    monkeypatch.setattr(prompts, "render", noted)
+    run(named, folders["full"])
+    assert set(asked) == {""}
+    assert {path.name for path in Path("out").iterdir()} == {RUN, SAMPLES, "result.json", "report.html"}
+
+
+def test_a_report_that_cannot_be_written_whole_leaves_the_old_one(
+    tasks: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tasks, folders["full"])
+    whole, write = Path("out/report.html").read_text(encoding="utf-8"), Path.write_text
+
+    def full_disk(self: Path, text: str, **more: Any) -> int:
+        if "report.html" not in self.name:
+            return write(self, text, **more)
+        write(self, text[:100], **more)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    assert "No space left on device" in run(tasks, folders["full"], code=2).err
+    assert Path("out/report.html").read_text(encoding="utf-8") == whole
 
 
 # What ends early
@@ -360,6 +467,39 @@ def test_weights_that_were_trained_on_are_another_run(tasks: Path, tmp_path: Pat
     assert "which differs in weights" in outcome.err
 
 
+def test_weights_of_the_hub_that_changed_are_another_run(tasks: Path, tmp_path: Path) -> None:
+    place = write_checkpoint(tmp_path / "home" / "models" / "org--tiny", "full")
+    run(tasks, Path("org/tiny"), "--limit", 1)
+    write_checkpoint(place, "full", seed=1)
+    assert "which differs in weights" in run(tasks, Path("org/tiny"), "--limit", 1, code=2).err
+
+
+def test_the_run_that_downloads_its_model_can_be_taken_up_again(
+    tasks: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unmask.model import hub
+
+    resolve, sources = hub.resolve, ["hub org/tiny"]
+    monkeypatch.setattr(hub, "resolve", lambda *given, **more: replace(resolve(*given, **more), source=sources[-1]))
+    run(tasks, folders["full"], "--limit", 1)
+    first = comparable(Path("out"))
+    sources.append("cache")
+    run(tasks, folders["full"], "--limit", 1)
+    assert comparable(Path("out")) == first
+    assert first["protocol"]["noted"]["source"] == "hub org/tiny"
+
+
+def test_another_wording_of_the_preset_is_another_run(
+    tasks: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unmask.evaluate import prompts
+
+    run(tasks, folders["full"], "--limit", 1)
+    changed = replace(prompts.find_preset("base"), stop_strings=("\nclass ",))
+    monkeypatch.setattr(prompts, "preset_for", lambda **_: changed)
+    assert "which differs in preset_digest" in run(tasks, folders["full"], "--limit", 1, code=2).err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -378,6 +518,18 @@ def test_weights_that_were_trained_on_are_another_run(tasks: Path, tmp_path: Pat
         (("humaneval", "--samples", "s", "--generate-only"), "--generate-only has no effect with --samples"),
         (("humaneval", "--compare", "a", "b"), "a benchmark has no effect with --compare"),
         (("--compare", "a", "b", "--temperature", "1"), "--temperature has no effect with --compare"),
+        (("--compare", "a", "b", "--version", "v1"), "--version has no effect with --compare"),
+        (("--compare", "a", "b", "--partial"), "--partial has no effect with --compare"),
+        (("--compare", "a", "b", "--score-raw"), "--score-raw has no effect with --compare"),
+        (("--compare", "a", "b", "--workers", 2), "--workers has no effect with --compare"),
+        (("--compare", "a", "b", "--sandbox", "plain"), "--sandbox has no effect with --compare"),
+        (("--compare", "a", "b", "-m", "m"), "--model has no effect with --compare"),
+        (("--compare", "a", "b", "--offline"), "--offline has no effect with --compare"),
+        (("humaneval", "--generate-only", "--k", "1"), "--k has no effect with --generate-only"),
+        (("humaneval", "--generate-only", "--sandbox", "auto"), "--sandbox has no effect with --generate-only"),
+        (("humaneval", "--generate-only", "--score-raw"), "--score-raw has no effect with --generate-only"),
+        (("humaneval", "--samples", "s", "--revision", "r"), "--revision has no effect with --samples"),
+        (("humaneval", "--samples", "s", "--no-shift-logits"), "--shift-logits has no effect with --samples"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(options: tuple[object, ...], said: str) -> None:
@@ -395,6 +547,15 @@ def test_a_length_is_for_holes(tasks: Path, folders: dict[str, Path]) -> None:
     assert "--length 5 is the length of holes, and toy has none" in refusal(
         "evaluate", tasks, "-m", folders["full"], "--length", 5
     )
+
+
+def test_a_batch_size_without_effect_is_told(tasks: Path, tmp_path: Path, folders: dict[str, Path]) -> None:
+    said = "--batch-size 4 has no effect: the reference mode draws one by one"
+    more = ("--batch-size", 4, "--limit", 1, "--generate-only")
+    assert said not in run(tasks, folders["full"], *more).err
+    assert said in run(tasks, folders["full"], *more, "--mode", "reference", "-o", "dream").err
+    gaps = write_tasks(tmp_path / "gaps.jsonl", count=1, suffix="\nend = 1\n")
+    assert "has no effect: infilling draws one by one" in run(gaps, folders["full"], *more, "-o", "gaps").err
 
 
 def test_a_conversation_needs_a_template(tasks: Path, folders: dict[str, Path]) -> None:
@@ -416,3 +577,4 @@ def test_one_run_at_a_time_works_in_a_folder(tasks: Path, tmp_path: Path, execut
     with locked(Path("out"), lambda: None):
         said = refusal("evaluate", tasks, "--samples", file, "-o", "out")
     assert said == "another process is at work in out; wait for it, or give another --output"
+    assert not Path("out", RUN).exists()  # the run that has the lock writes it

@@ -80,6 +80,28 @@ def test_ids_are_found_in_fields_and_in_texts(tmp_path: Path, row: dict[str, str
     assert overlap.examples[0].shared == "HumanEval/8"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("HumanEval/7-HumanEval/8", ("HumanEval/7", "HumanEval/8")),
+        ("HumanEval/7HumanEval/8", ("HumanEval/7", "HumanEval/8")),
+        ("--HumanEval/7", ("HumanEval/7",)),
+        ("evals/HumanEval/7/8", ("HumanEval/7",)),
+        ("my-HumanEval/7", ()),
+        ("HumanEval/ 7", ()),
+    ],
+)
+def test_ids_are_found_beside_whatever_surrounds_them(tmp_path: Path, text: str, expected: tuple[str, ...]) -> None:
+    assert look(tmp_path / "t.txt", text).benchmarks["humaneval"].tasks_by_id == expected
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("letter", ["a", "-", "a-", "a/", "/7"])
+def test_one_word_of_a_million_letters_is_read_in_one_pass(tmp_path: Path, letter: str) -> None:
+    overlap = look(tmp_path / "t.txt", letter * 1_000_000 + " HumanEval/8").benchmarks["humaneval"]
+    assert overlap.tasks_by_id == ("HumanEval/8",)
+
+
 def test_a_number_is_an_id_only_in_a_file_with_mbpps_columns(tmp_path: Path) -> None:
     tasks = {"mbpp": [Task(task_id="Mbpp/8", prompt="")]}
     path = tmp_path / "t.jsonl"

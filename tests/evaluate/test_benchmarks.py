@@ -13,7 +13,7 @@ import os
 import re
 import unittest
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from unmask.data.task import Task
 from unmask.errors import TaskError
 from unmask.evaluate.benchmarks import DEFINITIONS, NAMES, Benchmark, load, needed_files
 from unmask.evaluate.benchmarks.answers import Calls, Unanswered, with_answers
-from unmask.evaluate.benchmarks.bigcodebench import count_tests
+from unmask.evaluate.benchmarks.bigcodebench import count_tests, offline_notes
 from unmask.evaluate.benchmarks.cruxeval import answer_program
 from unmask.evaluate.benchmarks.mbpp import restored_inputs
 from unmask.sandbox.inside import values
@@ -312,6 +312,18 @@ def test_complete_and_instruct_have_the_same_tests_and_their_own_words(data: Pat
     ast.parse(complete.tasks[3].preamble)
     hard = json.loads((data / "bigcodebench/hard_task_ids.json").read_text())
     assert [task.task_id for task in loaded("bigcodebench-instruct-hard").tasks] == hard
+
+
+def test_tasks_whose_reference_needs_a_network_are_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = set(json.loads((data / "bigcodebench/offline_gt_pass_ids.json").read_text())["pass"])
+    hard = loaded("bigcodebench-complete-hard")
+    (note,) = offline_notes(hard)
+    assert note.startswith("17 references did not pass without a network when the list was made: BigCodeBench/")
+    assert note.partition(": ")[2].split(", ") == [task.task_id for task in hard.tasks if task.task_id not in listed]
+    assert offline_notes(replace(hard, tasks=tuple(task for task in hard.tasks if task.task_id in listed))) == ()
+    assert offline_notes(replace(hard, version="")) == ()  # a user's file of that name
+    monkeypatch.delenv("UNMASK_DATA")
+    assert offline_notes(hard) == ()
 
 
 def test_tests_are_counted_as_unittest_counts_them(data: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from unmask.errors import SettingsError, TaskError
-from unmask.evaluate.folder import RUN, default_folder, enter, fingerprint, read_protocol
+from unmask.evaluate.folder import NOTED, RUN, check_place, default_folder, enter, fingerprint, read_protocol
 
 PROTOCOL: dict[str, Any] = {"benchmark": "humaneval+", "model": "org/Tiny-1B", "n": 1, "cells": {"only": {"steps": 8}}}
 
@@ -48,7 +48,14 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="is a file; give a folder"):
-        enter(tmp_path / "file", PROTOCOL)
+        check_place(tmp_path / "file")
+
+
+def test_what_is_noted_is_kept_as_it_was_first_and_makes_no_other_run(tmp_path: Path) -> None:
+    first = {**PROTOCOL, NOTED: {"source": "hub"}, "drawn": {NOTED: {"unmask": "1"}}}
+    later = {**PROTOCOL, NOTED: {"source": "cache"}, "drawn": {NOTED: {"unmask": "2"}}}
+    assert enter(tmp_path, first) == enter(tmp_path, later) == read_protocol(tmp_path) == first
+    assert default_folder(first) == default_folder(later)
 
 
 def test_the_default_folder_is_one_for_each_protocol() -> None:

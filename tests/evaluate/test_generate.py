@@ -141,10 +141,10 @@ def test_a_text_is_cut_at_its_stop_string_and_becomes_a_program(model: Model) ->
     writer = scripted(model, spell("    return x\n\nprint(f(1))\n", start=len(prompt.ids)))
     cell = Cell(name="cold", settings=DecodeSettings(max_new_tokens=40))
     ((sample,),) = generate(writer, [prompt], [cell], n=1, batch_size=1)
-    assert sample.raw == "    return x\n\nprint(f(1))\n"
+    assert sample.raw == "    return x\n\nprint("  # where it stands, the row is done
     assert sample.completion == "    return x\n"
     assert sample.program == task.prompt + "    return x\n"
-    assert sample.finish_reason == "stop"
+    assert sample.finish_reason == "stop_string"
     assert (sample.num_tokens, sample.prompt_tokens) == (len(sample.raw), len(prompt.ids))
 
 
@@ -215,6 +215,7 @@ def fill(model: Model, length: str, *, task: Task = GAP, n: int = 1, **settings:
 def test_a_hole_has_the_length_that_is_asked_for(model: Model, length: str, tokens: int) -> None:
     (sample,) = fill(model, length)
     assert sample.num_tokens == tokens
+    assert sample.finish_reason == ""  # a hole has neither an end of its own nor a stop string
     assert sample.program == "a = " + sample.completion + "\nb = 2\n"
 
 

@@ -1,5 +1,6 @@
 """Intervals cover the truth as often as they say, and tests find differences no more often than they say."""
 
+import itertools
 import random
 
 import pytest
@@ -72,13 +73,13 @@ def test_one_sample_per_task_is_compared_by_mcnemar() -> None:
     assert result.interval.low <= result.difference <= result.interval.high
 
 
-def test_several_samples_per_task_are_compared_by_the_bootstrap() -> None:
+def test_several_samples_per_task_are_compared_by_flipping_signs() -> None:
     rng = random.Random(2)
     chances = [rng.random() for _ in range(164)]
     first = outcomes(rng, [0.7 * chance for chance in chances], n=8)
     second = outcomes(rng, chances, n=8)
     better = compare_paired(first, second, resamples=2000)
-    assert better.method == "bootstrap"
+    assert better.method == "permutation"
     assert better.p_value < 0.01
     assert 0 < better.interval.low < better.difference < better.interval.high
     back = compare_paired(second, first, resamples=2000)
@@ -86,6 +87,51 @@ def test_several_samples_per_task_are_compared_by_the_bootstrap() -> None:
     assert back.only_first == better.only_second
     higher_k = compare_paired(first, second, k=4, resamples=2000)
     assert higher_k.difference != better.difference
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 5])
+def test_few_tasks_never_show_a_sure_difference(num_tasks: int) -> None:
+    first = {f"t{i}": [False] * 4 for i in range(num_tasks)}
+    second = {f"t{i}": [True] * 4 for i in range(num_tasks)}
+    assert compare_paired(first, second).p_value == 2.0 ** (1 - num_tasks)
+
+
+def test_a_few_tasks_are_compared_by_all_flips_of_their_signs() -> None:
+    rng = random.Random(5)
+    for num_tasks in (3, 6, 9):
+        first, second = ({f"t{i}": [rng.random() < 0.5 for _ in range(3)] for i in range(num_tasks)} for _ in "ab")
+        gains = [sum(second[task]) - sum(first[task]) for task in first]  # in thirds
+        as_large = sum(
+            abs(sum(sign * gain for sign, gain in zip(signs, gains, strict=True))) >= abs(sum(gains))
+            for signs in itertools.product((-1, 1), repeat=num_tasks)
+        )
+        assert compare_paired(first, second).p_value == pytest.approx(as_large / 2**num_tasks, rel=1e-12)
+
+
+def test_flipping_signs_is_mcnemars_test_where_the_samples_of_a_task_agree() -> None:
+    for copies in (16, 30):  # all flips, and drawn ones
+        result = compare_paired(
+            {f"t{i}": [i >= 11] * 2 for i in range(copies)},
+            {f"t{i}": [i < 11] * 2 for i in range(copies)},
+            resamples=40_000,
+        )
+        exact = mcnemar(copies - 11, 11)
+        assert result.p_value == pytest.approx(exact, rel=1e-12 if copies == 16 else 0.05)
+
+
+def test_tasks_that_do_not_differ_leave_the_test_exact() -> None:
+    differ = {f"t{i}": [False] * 2 for i in range(6)}
+    same = {f"s{i}": [True, False] for i in range(200)}
+    second = {f"t{i}": [True] * 2 for i in range(6)}
+    assert compare_paired(differ | same, second | same).p_value == 2.0**-5
+
+
+def test_drawn_flips_depend_on_the_seed_alone() -> None:
+    rng = random.Random(6)
+    first, second = outcomes(rng, [0.4] * 60, 2), outcomes(rng, [0.5] * 60, 2)
+    chances = [compare_paired(first, second, seed=seed, resamples=500).p_value for seed in (1, 1, 2)]
+    assert chances[0] == chances[1] != chances[2]
+    assert all(0.001 < chance < 1 for chance in chances)
 
 
 @pytest.mark.parametrize("n", [1, 4])

@@ -86,6 +86,13 @@ def test_the_raw_text_has_a_score_beside_the_extracted_one() -> None:
     assert (cell.pass_at_k, cell.raw_pass_at_k) == ({"1": 0.5}, {"1": 0.0})
 
 
+def test_raw_texts_that_were_not_judged_are_counted_and_keep_their_column() -> None:
+    raw = [Outcome(sample=i, status="pass" if i else "sandbox_error") for i in range(2)]
+    cell = cell_of({"a": ["pass", "fail"]}, ks=(1, 2), raw_outcomes=raw)
+    assert (cell.raw_pass_at_k, cell.raw_not_judged) == ({"1": 1.0, "2": None}, 1)
+    assert Result.from_json(result_of(cell).to_json()).main.raw_not_judged == 1
+
+
 def test_what_was_not_judged_is_left_out_and_listed() -> None:
     cell = cell_of({"a": ["pass"], "b": ["sandbox_error"], "c": ["fail"]})
     assert cell.score == 0.5
@@ -109,12 +116,15 @@ def test_costs_and_shares_are_those_of_the_samples() -> None:
         Sample(**common, completion="x", num_tokens=30, wasted_tokens=4, finish_reason="stop"),
         Sample(**common, sample=1, completion=" \n", num_tokens=10, finish_reason="stop"),
         Sample(**common, sample=2, completion="x", num_tokens=20, finish_reason="length"),
-        Sample(**common, sample=3, completion="x", num_tokens=20, finish_reason="stop"),
+        Sample(**common, sample=3, completion="x", num_tokens=20, finish_reason="stop_string"),
     ]
     outcomes = [Outcome(sample=i, status="pass") for i in range(4)]
     cost = summarise_cell("only", {}, samples, outcomes, ks=[1], seed=0).cost
     assert (cost.num_forwards, cost.tokens_per_forward, cost.num_tokens, cost.wasted_tokens) == (10, 2, 20, 1)
-    assert (cost.empty_share, cost.truncated_share, cost.ended_share) == (0.25, 0.25, 0.75)
+    assert (cost.empty_share, cost.truncated_share, cost.ended_share, cost.cut_share) == (0.25, 0.25, 0.5, 0.25)
+    unknown = [replace(sample, finish_reason="") for sample in samples]  # infilling
+    cost = summarise_cell("only", {}, unknown, outcomes, ks=[1], seed=0).cost
+    assert (cost.num_forwards, cost.truncated_share, cost.ended_share, cost.cut_share) == (10, None, None, None)
 
 
 def test_samples_that_say_nothing_of_their_cost_have_none() -> None:

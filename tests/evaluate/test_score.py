@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from unmask.data.task import Task
+from unmask.errors import TaskError
 from unmask.evaluate.samples import Sample
 from unmask.evaluate.score import Outcome, score
 from unmask.sandbox.executor import Job
@@ -87,6 +88,15 @@ def test_the_raw_text_is_judged_when_asked_for() -> None:
     given = [sample("base=pass plus=pass", raw_program="base=syntax_error plus=syntax_error")]
     (outcome,) = score(given, [TASK], Judge(), text="raw_program")
     assert outcome.status == "syntax_error"
+
+
+def test_a_task_without_tests_is_refused_before_anything_is_judged() -> None:
+    untested, judge = Task(task_id="empty", prompt=""), Judge()
+    given = [sample("base=pass plus=pass"), Sample(task_id="empty", sample=0, program="")]
+    with pytest.raises(TaskError, match=r"the task empty has no tests, .* load the benchmark with its answers"):
+        score(given, [TASK, untested], judge)
+    assert judge.calls == []
+    assert [outcome.passed for outcome in score(given[:1], [TASK, untested], judge)] == [True]
 
 
 def test_progress_counts_every_sample_once() -> None:

@@ -87,6 +87,13 @@ def test_a_single_cell_needs_no_such_words() -> None:
     assert not any("registered" in note or "best" in note for note in notes(result()))
 
 
+def test_lost_raw_texts_are_told_and_leave_no_gap_between_columns() -> None:
+    lost = result(cell(raw_pass_at_k={"1": None}, raw_not_judged=3))
+    assert "NOT JUDGED: 3 texts as they stand are left out of the scores of the raw text" in notes(lost)
+    assert re.search(r"50.0 % +–", shown(summary(lost)))
+    assert "–" in page(lost)
+
+
 def test_weaker_verdicts_tampering_and_lost_samples_are_told() -> None:
     outcomes = {
         "a": (Outcome(sample=0, status="fail", is_in_process=True, tampering="unittest patched"),),

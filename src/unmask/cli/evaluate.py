@@ -8,12 +8,13 @@ import contextlib
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unmask.cli.evaluation import Drawing, Drawn, Judging, export, read
+from unmask.cli.evaluation import Drawing, Drawn, Judging, beyond_limit, export, read
 from unmask.cli.options import ModelOptions, with_decoding
 from unmask.errors import SettingsError
 
@@ -111,11 +112,11 @@ def evaluate(
         bool, _option("--partial", help="Score --samples that leave tasks out.", panel=_JUDGING)
     ] = False,
     sandbox: Annotated[
-        str,
+        str | None,
         _option(
             "--sandbox", help="auto, bwrap, landlock, plain (no jail!) or a URL. [auto]", panel=_JUDGING, metavar="NAME"
         ),
-    ] = "auto",
+    ] = None,
     workers: Annotated[
         int | None,
         _option("--workers", help="Programs judged side by side. [one per core]", panel=_JUDGING, metavar="N"),
@@ -135,18 +136,24 @@ def evaluate(
     axes = {name: text for name, text in lists.items() if text is not None}
     sampling = {"-n": n, "--preset": preset, "--registered": registered, "--length": length, "--batch-size": batch_size}
     sampling |= {"--" + name.replace("_", "-"): value for name, value in {**axes, **settings}.items()}
+    judged = {"--k": k, "--score-raw": score_raw or None, "--workers": workers, "--sandbox": sandbox}
+    loading = {"--" + f.name.replace("_", "-"): getattr(model, f.name) for f in fields(model)}
+    named = {"--model": loading.pop("--name"), "--offline": loading.pop("--offline") or None}
     if compare is not None:
-        others = {"a benchmark": benchmark, "--samples": samples, "--output": output, "--limit": limit, "--k": k}
-        _refuse({**others, "--generate-only": generate_only or None, **sampling}, beside="--compare")
+        others = {"a benchmark": benchmark, "--samples": samples, "--output": output, "--limit": limit}
+        others |= {"--version": version, "--generate-only": generate_only or None, "--partial": partial or None}
+        _refuse({**others, **sampling, **judged, **named, **loading}, beside="--compare")
         _compare(*compare, as_json=as_json)
         return
     if benchmark is None:
         raise SettingsError("name a benchmark, as in `unmask evaluate humaneval+`; `unmask data list` shows them")
     if samples is not None:
-        _refuse({"--generate-only": generate_only or None, **sampling}, beside="--samples")
+        _refuse({"--generate-only": generate_only or None, **sampling, **loading}, beside="--samples")
     elif partial:
         raise SettingsError("--partial is for samples that leave tasks out; give it with --samples FILE")
-    judging = Judging(sandbox=sandbox, workers=workers, k=k, score_raw=score_raw, quiet=quiet)
+    if generate_only:
+        _refuse(judged, beside="--generate-only")
+    judging = Judging(sandbox=sandbox or "auto", workers=workers, k=k, score_raw=score_raw, quiet=quiet)
     drawing = Drawing(
         axes=axes,
         settings=settings,
@@ -154,7 +161,7 @@ def evaluate(
         preset=preset,
         registered=registered,
         length=length,
-        batch_size=16 if batch_size is None else batch_size,
+        batch_size=batch_size,
         quiet=quiet,
     )
     with contextlib.ExitStack() as stack:
@@ -166,7 +173,12 @@ def evaluate(
         if samples is None:
             drawn = drawing.draw(tasks, model, stack, output=output, limit=limit)
         else:
-            drawn = read(tasks, samples, model, stack, output=output, limit=limit, is_partial=partial)
+            left_out = (
+                set() if limit is None else beyond_limit(benchmark, tasks, version=version, is_offline=model.offline)
+            )
+            drawn = read(
+                tasks, samples, model, stack, output=output, limit=limit, left_out=left_out, is_partial=partial
+            )
         export(drawn, tasks)
         if executor is None:
             _tell_drawn(drawn, as_json=as_json, quiet=quiet)

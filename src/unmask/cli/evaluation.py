@@ -7,9 +7,10 @@ the run's folder as it comes.
 import contextlib
 import gzip
 import hashlib
+import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib import metadata
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from unmask.evaluate.score import Outcome
     from unmask.model.progress import Progress, Report
     from unmask.sandbox.executor import Executor
+
+
+_BATCH_SIZE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,8 @@ class Drawing:
     preset: str | None
     registered: str | None
     length: str | None
-    batch_size: int
+    batch_size: int | None
+    """None: the usual one."""
     quiet: bool
 
     def check(self, judging: "Judging") -> None:
@@ -71,7 +76,7 @@ class Drawing:
         from unmask.evaluate.result import check_ks
 
         for option, value in (("-n", self.n), ("--batch-size", self.batch_size)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise SettingsError(f"{option} {value} is not a number of samples; it must be at least 1")
         check_ks(judging.ks(self.n), self.n)
         self.cells()
@@ -122,7 +127,8 @@ class Drawing:
                 f"the preset {preset.name} holds a conversation, and {loaded.name} has no chat template; "
                 "give `--preset base`"
             )
-        forms = [render(preset, task, benchmark=tasks.name, kind=tasks.kind) for task in tasks.tasks]
+        known = _known_name(tasks)
+        forms = [render(preset, task, benchmark=known, kind=tasks.kind) for task in tasks.tasks]
         cells = self.cells(room=None if is_infill else forms[0].max_new_tokens)
         if is_infill:
             check_length(length, cells)
@@ -133,16 +139,21 @@ class Drawing:
             **_identity(tasks, limit),
             **_model_facts(loaded, options),
             "preset": preset.name,
+            "preset_digest": _digest(asdict(preset)),
             **({"length": length} if is_infill else {}),
             "n": self.n,
             "cells": {cell.name: _as_record(cell) for cell in cells},
             "registered": None if self.registered is None else find_cell(cells, self.registered).name,
+            folders.NOTED: {"unmask": __version__, "source": loaded.source},
         }
         folder = output if output is not None else folders.default_folder(protocol)
-        _enter(folder, protocol, stack)
+        protocol = _enter(folder, protocol, stack)
         log = stack.enter_context(SampleLog(folder / folders.SAMPLES))
         if not self.quiet:
             tell_ineffective(loaded.backbone.config, cells[0].settings, {*self.axes, *self.settings}, n=self.n)
+            if self.batch_size is not None and (is_infill or cells[0].settings.mode == "reference"):
+                reason = "infilling" if is_infill else "the reference mode"
+                print(f"--batch-size {self.batch_size} has no effect: {reason} draws one by one", file=sys.stderr)
         drawn = list(log.samples)
         wanted = len(prompts) * self.n * len(cells)
         done = {sample.key for sample in drawn}
@@ -151,7 +162,7 @@ class Drawing:
                 if is_infill:
                     batches = infill(loaded, prompts, cells, n=self.n, length=length, done=done, report=report)
                 else:
-                    size = self.batch_size
+                    size = self.batch_size or _BATCH_SIZE
                     batches = generate(loaded, prompts, cells, n=self.n, batch_size=size, done=done, report=report)
                 for batch in batches:
                     log.append(batch)
@@ -201,7 +212,7 @@ class Judging:
         is_wanted: bool,
     ) -> "tuple[Benchmark, Executor | None]":
         """The tasks, and the sandbox where it is wanted: it is opened before hours are spent on samples."""
-        from unmask.evaluate.benchmarks import load
+        from unmask.evaluate.benchmarks import bigcodebench, load
         from unmask.sandbox.tests import UnitTests
 
         wanted: dict[str, Any] = {"version": version, "limit": limit, "offline": is_offline}
@@ -210,10 +221,11 @@ class Judging:
         if not is_wanted:
             return loaded, None
         in_process = [t for task in loaded.tasks for t in task.tests.values() if isinstance(t, UnitTests)]
-        executor = self._open(in_process[0].environment if in_process else None)
+        executor, warning = self._open(in_process[0].environment if in_process else None)
         stack.callback(executor.close)
+        notes = (*loaded.notes, *bigcodebench.offline_notes(loaded), *([warning] if warning else []))
         if all(task.tests for task in loaded.tasks):
-            return loaded, executor
+            return replace(loaded, notes=notes), executor
         with _progress("running the reference programs, once", len(loaded.tasks), quiet=self.quiet) as advance:
             told = [0]
 
@@ -223,12 +235,12 @@ class Judging:
 
             return load(benchmark, **wanted, executor=executor, report_answers=tell), executor
 
-    def _open(self, environment: str | None) -> "Executor":
-        """The sandbox, on the libraries that the tests need."""
+    def _open(self, environment: str | None) -> "tuple[Executor, str]":
+        """The sandbox, on the libraries that the tests need, and what is wrong with these."""
         from unmask.sandbox.executor import open_executor
 
         if environment is None:
-            return open_executor(self.sandbox, workers=self.workers)
+            return open_executor(self.sandbox, workers=self.workers), ""
         from unmask.evaluate.environment import PRELOAD, find
         from unmask.sandbox.backends import PRELOAD as STANDARD
         from unmask.sandbox.backends import Interpreter
@@ -246,9 +258,9 @@ class Judging:
             prefix=found.prefix,
             site_packages=found.site_packages,
             preload=(*STANDARD, *PRELOAD[environment]),
-            name=environment,
+            name=found.label,
         )
-        return open_executor(self.sandbox, workers=self.workers, interpreter=python, loose=True)
+        return open_executor(self.sandbox, workers=self.workers, interpreter=python, loose=True), found.warning
 
     def judge(self, drawn: Drawn, tasks: "Benchmark", executor: "Executor") -> "Result":
         """Judge every sample, write `result.json` and `report.html`."""
@@ -312,12 +324,22 @@ class Judging:
             timing=_timing(drawn),
         )
         save_result(result, drawn.folder)
-        (drawn.folder / folders.REPORT).write_text(page(result, drawn.samples), encoding="utf-8")
+        part = drawn.folder / f".{folders.REPORT}.part"
+        part.write_text(page(result, drawn.samples), encoding="utf-8")
+        part.replace(drawn.folder / folders.REPORT)
         _export_results(drawn, tasks, outcomes)
         return result
 
 
 # Samples that are given
+
+
+def beyond_limit(benchmark: str, tasks: "Benchmark", *, version: str | None, is_offline: bool) -> set[str]:
+    """The ids of the benchmark's tasks that a limit has left out of `tasks`."""
+    from unmask.evaluate.benchmarks import load
+
+    whole = load(benchmark, version=version, offline=is_offline, answers=False)
+    return {task.task_id for task in whole.tasks} - {task.task_id for task in tasks.tasks}
 
 
 def read(
@@ -328,14 +350,16 @@ def read(
     *,
     output: Path | None,
     limit: int | None,
+    left_out: Collection[str],
     is_partial: bool,
 ) -> Drawn:
-    """Samples of a file. A `run.json` beside it, where it is of this benchmark, says what they are."""
+    """Samples of a file. A `run.json` beside it, where it is of this benchmark, says what they are. Those of tasks that
+    the limit has `left_out` are passed over."""
     from unmask.evaluate import folder as folders
     from unmask.evaluate.grid import ONLY
     from unmask.evaluate.samples import read_samples
 
-    found = read_samples(file, tasks.tasks, partial=is_partial)
+    found = read_samples(file, tasks.tasks, partial=is_partial, left_out=left_out)
     found = [sample if sample.cell else replace(sample, cell=ONLY) for sample in found]
     recorded = folders.read_protocol(file.parent) if file.is_file() else None
     if recorded is not None and recorded.get("benchmark") != tasks.name:
@@ -348,9 +372,12 @@ def read(
     if recorded:
         protocol["drawn"] = recorded
     folder = output if output is not None else folders.default_folder(protocol)
-    _enter(folder, protocol, stack)
+    protocol = _enter(folder, protocol, stack)
     counts = Counter((sample.cell, sample.task_id) for sample in found)
-    left_out = len(tasks.tasks) - len({sample.task_id for sample in found})
+    registered = recorded.get("registered")
+    notes = list(_notes_on(found, tasks, recorded))
+    if left_out:
+        notes.append(f"--limit {limit} leaves out {len(left_out)} tasks of the benchmark")
     return Drawn(
         folder=folder,
         samples=_in_order(found, names, tasks),
@@ -358,14 +385,37 @@ def read(
         model=model,
         n=min(counts.values()),
         protocol=protocol,
+        seed=known.get(names[0], {}).get("seed", 0),
         preset={"name": recorded["preset"]} if "preset" in recorded else {},
-        notes=(f"scored on the tasks that have samples; {left_out} of {len(tasks.tasks)} have none",)
-        if left_out
-        else (),
+        registered=registered if registered in names else None,
+        notes=tuple(notes),
     )
 
 
+def _notes_on(samples: "Sequence[Sample]", tasks: "Benchmark", recorded: Mapping[str, Any]) -> Iterator[str]:
+    """What given samples lack, and what the record of their run says otherwise than this one."""
+    from unmask.evaluate.samples import missing_tasks
+
+    lacking = missing_tasks(samples, [task.task_id for task in tasks.tasks])
+    for cell, missing in lacking.items():
+        if missing:
+            where = f"{cell}: " if len(lacking) > 1 else ""
+            yield f"{where}scored on the tasks that have samples; {len(missing)} of {len(tasks.tasks)} have none"
+    if without := [name for name in recorded.get("cells", {}) if name not in lacking]:
+        yield f"cells of the run that have no samples here: {'; '.join(without)}"
+    if recorded and recorded.get("data_sha256") != dict(tasks.data_sha256):
+        drawn, here = (f"version {v}" if v else "other data" for v in (recorded.get("version"), tasks.version))
+        if drawn == here:
+            drawn, here = "other data of the same name", "these"
+        yield f"the samples were drawn for {drawn}, and are scored on {here}"
+
+
 # What a run is
+
+
+def _known_name(tasks: "Benchmark") -> str:
+    """The benchmark's name; empty for a file of tasks, which is asked like none of them whatever it is called."""
+    return tasks.name if tasks.version else ""
 
 
 def _identity(tasks: "Benchmark", limit: int | None) -> dict[str, Any]:
@@ -379,15 +429,18 @@ def _identity(tasks: "Benchmark", limit: int | None) -> dict[str, Any]:
 
 
 def _model_facts(loaded: "Model", options: ModelOptions) -> dict[str, Any]:
-    """Which weights, read how. Local files are named by their content, for training overwrites them."""
+    """Which weights, read how. They are named by their content: training overwrites checkpoints, and branches of the
+    hub move."""
     from unmask.evaluate.folder import fingerprint
+    from unmask.model import hub
 
-    local, adapter = Path(loaded.name), options.adapter
+    found = hub.resolve(loaded.name, revision=options.revision, offline=True)  # it was loaded, so it is here
+    adapter = options.adapter
     stated = {"mask_id": options.mask_id, "attention": options.attention, "shift_logits": options.shift_logits}
     return {
         "model": loaded.name,
-        "source": loaded.source,
-        "weights": fingerprint(local) if local.exists() else None,
+        "revision": options.revision,
+        "weights": fingerprint(found.path),
         "adapter": fingerprint(adapter) if adapter is not None else None,
         "stated": {name: value for name, value in stated.items() if value is not None},
         "dtype": str(loaded.backbone.dtype).removeprefix("torch."),
@@ -398,16 +451,21 @@ def _as_record(cell: "Cell") -> dict[str, Any]:
     return {name: value for name, value in asdict(cell.settings).items() if value is not None}
 
 
-def _enter(folder: Path, protocol: Mapping[str, Any], stack: contextlib.ExitStack) -> None:
-    """Take the folder for this run, alone."""
-    from unmask.evaluate.folder import enter
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _enter(folder: Path, protocol: Mapping[str, Any], stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Take the folder for this run, alone: the lock comes first, or two new runs would both write their protocol."""
+    from unmask.evaluate.folder import check_place, enter
     from unmask.model.lock import locked
 
     def refuse() -> None:
         raise SettingsError(f"another process is at work in {folder}; wait for it, or give another --output")
 
-    enter(folder, protocol)
+    check_place(folder)
     stack.enter_context(locked(folder, refuse))
+    return enter(folder, protocol)
 
 
 def _in_order(samples: "Sequence[Sample]", cells: Sequence[str], tasks: "Benchmark") -> "list[Sample]":
@@ -450,9 +508,9 @@ def export(drawn: Drawn, tasks: "Benchmark") -> None:
     for name in drawn.cells:
         rows = [sample for sample in drawn.samples if sample.cell == name]
         ending = _ending(drawn, name)
-        if tasks.name in ("humaneval", "humaneval+", "mbpp+"):
+        if _known_name(tasks) in ("humaneval", "humaneval+", "mbpp+"):
             write_evalplus(drawn.folder / f"evalplus{ending}.jsonl", rows)
-        if tasks.name in ("humaneval", "humaneval+"):
+        if _known_name(tasks) in ("humaneval", "humaneval+"):
             write_human_eval(drawn.folder / f"human-eval{ending}.jsonl", rows, tasks.tasks)
 
 

@@ -185,7 +185,8 @@ def _texts_of(task: Task, *, with_tests: bool) -> Iterator[str]:
         yield from (tests.code for tests in task.tests.values() if isinstance(tests, AssertTests | UnitTests))
 
 
-_NAMED_ID = re.compile(r"\w[\w-]*/\d+")
+# Other words are matched too, each whole: a search that began anew at every letter of one is quadratic in its length.
+_NAMED_ID_OR_WORD = re.compile(r"-*+(\w[\w-]*+/\d+)|[\w-]++")
 
 
 def _look_at_words(indexes: Iterable[_Index], number: int, document: _Document, n: int) -> None:
@@ -193,7 +194,7 @@ def _look_at_words(indexes: Iterable[_Index], number: int, document: _Document, 
     for text in document.texts:
         window: deque[str] = deque(maxlen=n)
         for piece in text:
-            for name in _NAMED_ID.findall(piece):
+            for name in filter(None, _NAMED_ID_OR_WORD.findall(piece)):
                 for index in indexes:
                     if (task := index.by_id.get(name.lower())) is not None:
                         index.hit("id", task, number, name)

@@ -1,7 +1,8 @@
 """Two results on the same tasks: which tasks only one of them solves, and whether the difference could be chance.
 
 With one sample per task the test is McNemar's, exact: only tasks that one run passes and the other fails count. With
-several it is a paired bootstrap over tasks of the difference in pass@1. Compared are the cells that the results quote.
+several it is a permutation test that flips the signs of the tasks' differences in pass@1. Compared are the cells that
+the results quote.
 """
 
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ class Comparison:
     difference: float
     interval: tuple[float, float]
     p_value: float
-    test: Literal["McNemar, exact", "paired bootstrap"]
+    test: Literal["McNemar, exact", "sign-flip permutation"]
     num_tasks: int
     both: int
     """Tasks of which all samples of both runs pass."""
@@ -67,7 +68,7 @@ def compare(a: Result, b: Result, *, seed: int = 0) -> Comparison:
         difference=test.difference,
         interval=(test.interval.low, test.interval.high),
         p_value=test.p_value,
-        test="McNemar, exact" if test.method == "mcnemar" else "paired bootstrap",
+        test="McNemar, exact" if test.method == "mcnemar" else "sign-flip permutation",
         num_tasks=test.num_tasks,
         both=sum(all(first[task_id]) and all(second[task_id]) for task_id in shared),
         neither=sum(not any(first[task_id]) and not any(second[task_id]) for task_id in shared),

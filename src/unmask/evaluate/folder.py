@@ -17,21 +17,32 @@ from typing import Any
 from unmask.errors import SettingsError, TaskError
 
 RUN, SAMPLES, REPORT = "run.json", "samples.jsonl", "report.html"
+NOTED = "noted"
+"""The part of a protocol that is written down and not compared: it differs between equal runs."""
 
 _SLICES, _SLICE_BYTES = 64, 4096
 
 
 def default_folder(protocol: Mapping[str, Any]) -> Path:
     """`evaluations/<benchmark>-<model>-<hash>`, the same for the same protocol."""
-    digest = hashlib.blake2b(json.dumps(protocol, sort_keys=True).encode(), digest_size=4).hexdigest()
+    compared = dict(_flat(protocol))
+    digest = hashlib.blake2b(json.dumps(compared, sort_keys=True).encode(), digest_size=4).hexdigest()
     names = [_slug(PurePath(str(protocol[name])).name) for name in ("benchmark", "model")]
     return Path("evaluations") / "-".join([*names, digest])
 
 
-def enter(folder: Path, protocol: Mapping[str, Any]) -> None:
-    """Make the folder, or make sure that it holds a run of the same protocol. Raises SettingsError, TaskError."""
+def check_place(folder: Path) -> None:
+    """Raise SettingsError where a file is in the way."""
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"--output {folder} is a file; give a folder, which is made where there is none")
+
+
+def enter(folder: Path, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the folder, or make sure that it holds a run of the same protocol; whoever calls holds its lock.
+
+    Returns what `run.json` says: the same protocol, with what was noted when the run began. Raises SettingsError,
+    TaskError.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RUN
     if not path.exists():
@@ -42,9 +53,10 @@ def enter(folder: Path, protocol: Mapping[str, Any]) -> None:
         part = path.with_name(f".{RUN}.part")
         part.write_text(json.dumps(protocol, indent=1) + "\n", encoding="utf-8")
         part.replace(path)
-        return
+        return dict(protocol)
     try:
-        recorded = dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        recorded = dict(_flat(record))
     except (ValueError, AttributeError) as error:
         raise TaskError(f"{path} is damaged ({error}); give another --output, or delete the folder") from None
     asked = dict(_flat(json.loads(json.dumps(protocol))))
@@ -56,6 +68,7 @@ def enter(folder: Path, protocol: Mapping[str, Any]) -> None:
             f"{folder} holds a run of another kind, which differs in {shown}{more}; give another --output, or the same "
             "settings to go on with it"
         )
+    return dict(record)
 
 
 def read_protocol(folder: Path) -> dict[str, Any] | None:
@@ -92,7 +105,10 @@ def _offsets(size: int) -> list[int]:
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What is compared, each value by its path."""
     for name, value in record.items():
+        if name == NOTED:
+            continue
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
         else:

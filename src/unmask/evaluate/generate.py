@@ -3,8 +3,9 @@
 A sample's text depends on the task, its number and the settings. Its random numbers are named by (seed, task, number),
 so neither the batch, nor the order, nor `n`, nor a `--limit` moves them, and the cells of a grid share them. Batches
 are laid out over all samples before any is drawn, longest prompts first, and a run that is taken up again draws the
-batches that are not whole in the same company as before, so that not even rounding differs. The reference mode has one
-random stream per canvas, so there each sample has a canvas of its own. So has each infilling.
+batches that are not whole in the same company as before: with the same `--batch-size` on the same machine not even
+rounding differs. The reference mode has one random stream per canvas, so there each sample has a canvas of its own. So
+has each infilling.
 """
 
 import re
@@ -147,7 +148,7 @@ def _sample(prompt: Prompt, cell: Cell, number: int, result: "Generation", *, ro
         wasted_tokens=result.wasted_tokens,
         positions_computed=result.positions_computed,
         seconds=result.seconds / rows,
-        finish_reason="stop" if stop is not None else result.finish_reason,
+        finish_reason="stop_string" if stop is not None else result.finish_reason,
         prompt_tokens=len(prompt.ids),
     )
 
@@ -250,6 +251,5 @@ def _filled(prompt: Prompt, cell: Cell, number: int, filler: "Filler") -> Sample
         wasted_tokens=result.wasted_tokens,
         positions_computed=result.positions_computed,
         seconds=result.seconds,
-        finish_reason=result.finish_reason,
         prompt_tokens=len(prompt.ids),
     )

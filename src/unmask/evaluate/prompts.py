@@ -1,7 +1,8 @@
 """How a task is put to a model: named presets, each with its wording, its prefilled answer and its stop strings.
 
-A preset says what a published protocol did, so that a score can be compared with its numbers. Stop strings are cut
-after decoding: a diffusion model fills its whole canvas, so nothing ends early at one.
+A preset says what a published protocol did, so that a score can be compared with its numbers. A text is cut before its
+first stop string when it is decoded. In the exact mode a row is also done as soon as its settled beginning holds one,
+which changes the cost and not the text; the reference mode, as the released samplers, decodes the whole canvas.
 
     base        EvalPlus and BigCodeBench for base models: the prompt is continued
     evalplus    EvalPlus and BigCodeBench for chat models: an instruction, and an answer begun up to an opened fence
@@ -88,6 +89,7 @@ class Rendered:
 
     @property
     def is_chat(self) -> bool:
+        """Whether the task is put as a conversation, not as text to continue."""
         return bool(self.messages)
 
 

@@ -3,7 +3,7 @@
 A `Result` is everything that `result.json` holds. Its top figures are those of one cell: the one that was registered
 before the run, else the first. The best cell of a grid is named beside it and marked as what it is, a selection on the
 data that it is judged by. What time it took stands apart under `timing`: two runs with the same protocol give results
-that differ there and nowhere else.
+that differ there, and in what the protocol notes without comparing it (`folder.NOTED`), and nowhere else.
 """
 
 import json
@@ -41,6 +41,8 @@ class Cost:
     """Answers that used up their room."""
     ended_share: float | None = None
     """Answers that the model ended itself."""
+    cut_share: float | None = None
+    """Answers that were ended at a stop string."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +59,10 @@ class CellResult:
     """95 % bootstrap over tasks."""
     sets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Each test set on its own."""
-    raw_pass_at_k: Mapping[str, float] | None = None
-    """The same with the model's text as it stands, no extraction."""
+    raw_pass_at_k: Mapping[str, float | None] | None = None
+    """The same with the model's text as it stands, no extraction; None for a k for which too few were judged."""
+    raw_not_judged: int = 0
+    """Samples whose text as it stands the sandbox lost."""
     statuses: Mapping[str, int] = field(default_factory=dict)
     """How many samples ended how."""
     cost: Cost = Cost()
@@ -71,6 +75,7 @@ class CellResult:
 
     @property
     def interval(self) -> tuple[float, float]:
+        """That of `score`."""
         return next(iter(self.intervals.values()))
 
 
@@ -206,7 +211,7 @@ def summarise_cell(
     raw = None
     if raw_outcomes is not None:
         raw_tasks = _by_task(samples, raw_outcomes)
-        raw = {str(k): _mean(found) for k in ks if (found := _task_values(raw_tasks, k))}
+        raw = {str(k): _mean(found) if (found := _task_values(raw_tasks, k)) else None for k in ks}
     statuses: dict[str, int] = {}
     for outcome in outcomes:
         statuses[outcome.status] = statuses.get(outcome.status, 0) + 1
@@ -219,6 +224,7 @@ def summarise_cell(
         intervals={str(k): _interval(values[k], seed) for k in ks},
         sets={name: {str(k): _mean(_task_values(tasks, k, of=name)) for k in ks} for name in names},
         raw_pass_at_k=raw,
+        raw_not_judged=sum(not outcome.is_judged for outcome in raw_outcomes or ()),
         statuses=dict(sorted(statuses.items(), key=lambda item: (item[0] != "pass", -item[1], item[0]))),
         cost=_cost(samples),
         tasks={task_id: tuple(found) for task_id, found in tasks.items()},
@@ -319,15 +325,20 @@ def _cost(samples: Sequence[Sample]) -> Cost:
         return Cost(empty_share=empty)
     forwards = sum(sample.num_forwards for sample in told)
     tokens = sum(sample.num_tokens for sample in told)
-    reasons = [sample.finish_reason for sample in told]
+    reasons = [sample.finish_reason for sample in told if sample.finish_reason]
+
+    def share(reason: str) -> float | None:
+        return reasons.count(reason) / len(reasons) if reasons else None
+
     return Cost(
         num_forwards=forwards / len(told),
         tokens_per_forward=tokens / forwards,
         num_tokens=tokens / len(told),
         wasted_tokens=sum(sample.wasted_tokens for sample in told) / len(told),
         empty_share=empty,
-        truncated_share=reasons.count("length") / len(told),
-        ended_share=reasons.count("stop") / len(told),
+        truncated_share=share("length"),
+        ended_share=share("stop"),
+        cut_share=share("stop_string"),
     )
 
 
@@ -341,6 +352,7 @@ def _cell_to_json(cell: CellResult, *, tasks: bool) -> dict[str, Any]:
         "intervals": {k: list(interval) for k, interval in cell.intervals.items()},
         "sets": {name: dict(scores) for name, scores in cell.sets.items()},
         "raw_pass_at_k": None if cell.raw_pass_at_k is None else dict(cell.raw_pass_at_k),
+        "raw_not_judged": cell.raw_not_judged,
         "statuses": dict(cell.statuses),
         "cost": asdict(cell.cost),
     }

@@ -14,7 +14,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -59,7 +59,7 @@ class Sample:
     positions_computed: int = 0
     seconds: float = 0.0
     finish_reason: str = ""
-    """As in `Generation`: stop, length or interrupted; empty where it is not known."""
+    """stop (the model ended the answer), stop_string, length or interrupted; empty where it is not known."""
 
     @property
     def is_empty(self) -> bool:
@@ -80,27 +80,42 @@ def to_line(sample: Sample) -> str:
 # --- Reading ---
 
 
-def read_samples(path: str | Path, tasks: Sequence[Task], *, partial: bool = False) -> list[Sample]:
+def read_samples(
+    path: str | Path, tasks: Sequence[Task], *, partial: bool = False, left_out: Collection[str] = ()
+) -> list[Sample]:
     """The samples of a file or folder in any of the formats, in file order. `.gz` is unpacked.
 
-    Each task needs at least one sample unless `partial`. Raises TaskError, which names the line.
+    Each task needs at least one sample in each cell unless `partial`. Samples of the tasks in `left_out`, which are
+    the benchmark's but not in `tasks`, are passed over. Raises TaskError, which names the line.
     """
     path = Path(path)
     by_id = {task.task_id: task for task in tasks}
-    samples = list(_from_folder(path, by_id) if path.is_dir() else _from_lines(path, by_id))
+    samples = list(_from_folder(path, by_id, left_out) if path.is_dir() else _from_lines(path, by_id, left_out))
     if not samples:
-        raise TaskError(f"{path} holds no samples; give JSON lines with task_id and solution or completion")
-    answered = {sample.task_id for sample in samples}
-    missing = [task_id for task_id in by_id if task_id not in answered]
-    if missing and not partial:
+        passed_over = " of the tasks that --limit leaves" if left_out else ""
         raise TaskError(
-            f"{path} has no sample for {len(missing)} of {len(by_id)} tasks ({_some(missing)}); add them, or score "
-            "what is there with --partial (partial=True)"
+            f"{path} holds no samples{passed_over}; give JSON lines with task_id and solution or completion"
         )
+    for cell, missing in missing_tasks(samples, by_id).items():
+        if missing and not partial:
+            where = f"{path}, cell {cell}," if cell else path
+            raise TaskError(
+                f"{where} has no sample for {len(missing)} of {len(by_id)} tasks ({_some(missing)}); add them, or "
+                "score what is there with --partial (partial=True)"
+            )
     return samples
 
 
-def _from_lines(path: Path, by_id: Mapping[str, Task]) -> Iterator[Sample]:
+def missing_tasks(samples: Iterable[Sample], task_ids: Iterable[str]) -> dict[str, list[str]]:
+    """The tasks without a sample, for each cell that has any samples."""
+    answered: dict[str, set[str]] = {}
+    for sample in samples:
+        answered.setdefault(sample.cell, set()).add(sample.task_id)
+    wanted = list(task_ids)
+    return {cell: [task_id for task_id in wanted if task_id not in found] for cell, found in answered.items()}
+
+
+def _from_lines(path: Path, by_id: Mapping[str, Task], left_out: Collection[str]) -> Iterator[Sample]:
     seen: dict[tuple[str, str, int], int] = {}
     counts: dict[str, int] = {}
     for number, line in _lines(path):
@@ -109,6 +124,8 @@ def _from_lines(path: Path, by_id: Mapping[str, Task]) -> Iterator[Sample]:
         task_id = row.get("task_id")
         if not isinstance(task_id, str):
             raise TaskError(f'{where}: a sample needs "task_id", the id of its task, as text; it has {_keys(row)}')
+        if task_id in left_out:
+            continue
         task = _task(task_id, by_id, where)
         if "unmask" in row:
             sample = _own(row, where)
@@ -157,9 +174,10 @@ def _foreign(row: Mapping[str, Any], task: Task, index: int, where: str) -> Samp
     return Sample(task_id=task.task_id, sample=index, raw=text, completion=text, program=program, raw_program=program)
 
 
-def _from_folder(path: Path, by_id: Mapping[str, Task]) -> Iterator[Sample]:
+def _from_folder(path: Path, by_id: Mapping[str, Task], left_out: Collection[str]) -> Iterator[Sample]:
     by_name = {task_id.replace("/", "_"): task for task_id, task in by_id.items()}
-    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
+    passed_over = {task_id.replace("/", "_") for task_id in left_out}
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir() and entry.name not in passed_over):
         task = _task(folder.name, by_name, str(folder))
         programs = [file for file in folder.iterdir() if file.suffix == ".py"]
         for file in programs:
@@ -280,6 +298,7 @@ class SampleLog:
         self._size += len(data)
 
     def close(self) -> None:
+        """Close the file; every sample added so far is in it."""
         self._file.close()
 
     def __enter__(self) -> "SampleLog":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from unmask.data.task import Task
+from unmask.errors import TaskError
 from unmask.evaluate.samples import Sample
 from unmask.sandbox.executor import Job
 from unmask.sandbox.verdict import Status, Verdict
@@ -38,10 +39,12 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
+        """Whether all required test sets passed."""
         return self.status == "pass"
 
     @property
     def is_judged(self) -> bool:
+        """Whether the sandbox could run it: otherwise it counts neither for nor against the program."""
         return self.status != NOT_JUDGED
 
     def to_json(self) -> dict[str, Any]:
@@ -72,9 +75,16 @@ def score(
     """The outcome of each sample, in order.
 
     `text` says which of a sample's texts is run: the extracted program, or what the model wrote as it stands. `report`
-    is called with how many samples were finished since the last call.
+    is called with how many samples were finished since the last call. Raises TaskError for a sample of a task without
+    tests, which any program would pass.
     """
     by_id = {task.task_id: task for task in tasks}
+    untested = next((s.task_id for s in samples if not by_id[s.task_id].required_tests), None)
+    if untested is not None:
+        raise TaskError(
+            f"the task {untested} has no tests, so every program would pass it; load the benchmark with its answers, "
+            "or give the task tests of its own"
+        )
     plan = [(index, name) for index, s in enumerate(samples) for name in by_id[s.task_id].required_tests]
 
     def job(index: int, name: str) -> Job:

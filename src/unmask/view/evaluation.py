@@ -71,6 +71,8 @@ def notes(result: Result) -> Iterator[str]:
         names = _names(list(dict.fromkeys(task_id for _, task_id, _ in lost)))
         reason = clean(lost[0][2].message)
         yield f"NOT JUDGED: {len(lost)} samples are left out of the scores ({reason}); tasks: {names}"
+    if raw_lost := sum(cell.raw_not_judged for cell in result.cells):
+        yield f"NOT JUDGED: {raw_lost} texts as they stand are left out of the scores of the raw text"
     yield from (clean(note) for note in result.notes)
 
 
@@ -108,7 +110,8 @@ def clean(text: str) -> str:
 
 
 def percent(share: float | None) -> str:
-    """
+    """A share in per cent, a dash where it is unknown.
+
     >>> percent(0.7317)
     '73.2 %'
     """
@@ -116,7 +119,8 @@ def percent(share: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """
+    """A figure in three digits, or whole; a dash where it is unknown.
+
     >>> number(1234.5), number(2.345), number(None)
     ('1,234', '2.35', '–')
     """
@@ -171,13 +175,14 @@ def _costs(result: Result) -> Table:
         "empty",
         "truncated",
         "ended",
+        "at stop string",
     )
     table = _table("cost per sample", *columns)
     for cell in result.cells:
         cost, times = cell.cost, result.timing.get(cell.name, {})
         figures = [cost.num_forwards, cost.tokens_per_forward, cost.num_tokens, cost.wasted_tokens]
         seconds = times["seconds"] / cell.num_samples if "seconds" in times else None
-        shares = [cost.empty_share, cost.truncated_share, cost.ended_share]
+        shares = [cost.empty_share, cost.truncated_share, cost.ended_share, cost.cut_share]
         values = [*map(number, [*figures, seconds, times.get("tokens_per_second")]), *map(percent, shares)]
         table.add_row(Text(cell.name), *values)
     return table

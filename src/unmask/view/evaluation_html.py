@@ -121,13 +121,13 @@ def _endings(result: Result) -> str:
 
 def _costs(result: Result) -> str:
     head = ["cell", "forwards per sample", "tokens per forward", "tokens per sample", "wasted per sample"]
-    head += ["seconds", "tokens/s", "empty", "truncated", "ended by the model"]
+    head += ["seconds", "tokens/s", "empty", "truncated", "ended by the model", "cut at a stop string"]
     rows = []
     for cell in result.cells:
         cost, times = cell.cost, result.timing.get(cell.name, {})
         figures = [cost.num_forwards, cost.tokens_per_forward, cost.num_tokens, cost.wasted_tokens]
         figures += [times.get("seconds"), times.get("tokens_per_second")]
-        shares = [cost.empty_share, cost.truncated_share, cost.ended_share]
+        shares = [cost.empty_share, cost.truncated_share, cost.ended_share, cost.cut_share]
         rows.append([text(cell.name), *map(number, figures), *map(percent, shares)])
     return _table(head, rows)
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from unmask.data import files
 from unmask.data.files import read_json, read_jsonl
 from unmask.data.jsonl import parse
 from unmask.data.task import Task
-from unmask.evaluate.benchmarks.definition import Definition, Version
+from unmask.evaluate.benchmarks.definition import Benchmark, Definition, Version
 from unmask.sandbox.tests import UnitTests
 from unmask.sandbox.verdict import Limits
 
@@ -21,8 +22,9 @@ _DATA = "bigcodebench/BigCodeBench-v0.1.0-hf_data.jsonl.gz"
 _HARD = "bigcodebench/hard_task_ids.json"
 _NOTES = (
     "data v0.1.0: the public leaderboard has scores on v0.1.4, in which 10 tasks differ",
-    "54 of the 1,140 reference solutions did not pass when tried without a network: such tasks cannot be judged",
+    "some reference solutions do not pass without a network: a task that cannot be judged here counts as failed",
 )
+_OFFLINE = "bigcodebench/offline_gt_pass_ids.json"
 
 
 def _bigcodebench(paths: tuple[Path, ...], *, is_instruct: bool) -> Iterator[Task]:
@@ -41,6 +43,23 @@ def _bigcodebench(paths: tuple[Path, ...], *, is_instruct: bool) -> Iterator[Tas
             tests={"base": UnitTests(code=row["test"], num_tests=count_tests(row["test"]))},
             limits=_LIMITS,
         )
+
+
+def offline_notes(benchmark: Benchmark) -> tuple[str, ...]:
+    """Names the tasks whose reference is not on the list of those that pass without a network.
+
+    Nothing for other benchmarks, and where the list is not on this machine.
+    """
+    is_ours = bool(benchmark.version) and benchmark.name in DEFINITIONS
+    place = files.find(_OFFLINE) if is_ours else None
+    if place is None:
+        return ()
+    files.check(place, files.known(_OFFLINE).sha256)
+    passed = frozenset(files.read_json(place)["pass"])
+    others = [task.task_id for task in benchmark.tasks if task.task_id not in passed]
+    if not others:
+        return ()
+    return (f"{len(others)} references did not pass without a network when the list was made: {', '.join(others)}",)
 
 
 def count_tests(code: str, test_class: str = "TestCases") -> int:
