@@ -30,6 +30,7 @@ from typing import Any
 from . import remote, wire
 
 MODULE = "__test__"
+_TEST_CASE = unittest.TestCase
 _MODULES = tuple(name for name in sys.modules if name.partition(".")[0] == "unittest" and "mock" not in name)
 
 
@@ -78,7 +79,7 @@ def _report(
         result.problems.append(["the run", type(error).__name__, str(error)[:500]])
     after = fingerprint()
     changed = sorted(name for name in {*before, *after} if after.get(name) != before.get(name))
-    if [base.__module__ for base in test_class.__mro__[-2:]] != ["unittest.case", "builtins"]:
+    if _TEST_CASE not in test_class.__mro__:
         changed.append("TestCase")
     record = {
         "passed": result.num_passed,
