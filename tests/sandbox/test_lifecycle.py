@@ -180,7 +180,9 @@ def test_an_error_among_the_jobs_reaches_the_caller_and_leaves_the_executor_usab
 
 
 PROGRAM = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the test run itself may ignore it
 from unmask.sandbox.executor import Job, open_executor
 from unmask.sandbox.tests import AssertTests
 tests = AssertTests(entry_point="f", code="assert f(1) == 2")

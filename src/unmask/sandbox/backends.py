@@ -267,16 +267,18 @@ _SYSTEM = (
 
 
 def _walls(*, gives_up_root: bool, loose: bool) -> list[str]:
-    walls = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    walls = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--hostname", "jail"]
+    walls += ["--unshare-cgroup-try"]
     if gives_up_root:  # the zygote does it; a user namespace alone would leave it root's id outside
         walls += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         walls += ["--unshare-user", "--uid", str(_NOBODY), "--gid", str(_NOBODY)]
-    walls += ["--die-with-parent", "--new-session"]
+    walls += ["--die-with-parent", "--new-session", "--perms", "0755", "--dir", "/etc"]
     if loose:  # psutil and tensorflow read /proc, multiprocessing needs /dev/shm, servers on the loopback a name
         walls += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(64 << 20), "--tmpfs", "/dev/shm"]
         walls += ["--remount-ro", "/dev"]
-        return [*walls, "--ro-bind", str(_INSIDE / "hosts"), "/etc/hosts"]
+        walls += ["--ro-bind", str(_INSIDE / "hosts"), "/etc/hosts"]
+        return [*walls, "--ro-bind", str(_INSIDE / "nsswitch.conf"), "/etc/nsswitch.conf"]
     for device in ("null", "zero", "random", "urandom"):
         walls += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     return walls
