@@ -237,6 +237,18 @@ def test_infilled_samples_have_seeds_of_their_own(model: Model) -> None:
     ]
 
 
+def test_a_missing_line_is_cut_behind_its_newline(model: Model) -> None:
+    (whole,) = fill(model, "12")
+    stop = whole.raw[3]  # stands for the newline, which a random model may not write
+    (prompt,) = prompts_of(model, [GAP], kind="infill")
+    line = replace(prompt, rendered=replace(prompt.rendered, stop_strings=(stop,)))
+    cell = Cell(name="c", settings=DecodeSettings(max_new_tokens=24))
+    ((cut,),) = infill(model, [line], [cell], n=1, length="12")
+    assert cut.raw == whole.raw
+    assert cut.completion == whole.raw[: whole.raw.index(stop) + 1]
+    assert cut.program == "a = " + cut.completion + "\nb = 2\n"
+
+
 def test_a_gap_that_does_not_fit_is_named(model: Model) -> None:
     with pytest.raises(CanvasError, match="the task gap/0 cannot be filled in: the given text and the holes take"):
         fill(model, "oracle", task=replace(GAP, prompt="a" * 600))

@@ -116,6 +116,8 @@ def test_plain_begins_nothing_and_cuts_only_at_end_markers() -> None:
 def test_holes_are_filled_in_the_given_text() -> None:
     rendered = asked("base", "infilling-single-line", "infill")
     assert (rendered.kind, rendered.text, rendered.suffix) == ("infill", STUB, "\n# end")
+    assert rendered.stop_strings == ("\n",)
+    assert asked("base", "infilling-multi-line", "infill").stop_strings == ()
     assert rendered.stop_strings == ()
 
 

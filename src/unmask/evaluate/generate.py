@@ -235,14 +235,16 @@ def _hole(length: str, *, oracle: int, most: int) -> "Hole":
 
 def _filled(prompt: Prompt, cell: Cell, number: int, filler: "Filler") -> Sample:
     result = filler.result()
-    (completion,) = result.holes
+    (filled,) = result.holes
+    completion, stop = cut_at_stops(filled, prompt.rendered.stop_strings)
+    completion += stop or ""  # the newline that ends a missing line belongs to it
     program, raw = programs(prompt.task, completion, prompt.rendered)
     return Sample(
         task_id=prompt.task.task_id,
         sample=number,
         cell=cell.name,
         seed=filler.settings.seed,
-        raw=completion,
+        raw=filled,
         completion=completion,
         program=program,
         raw_program=raw,

@@ -171,7 +171,7 @@ def render(preset: PromptPreset, task: Task, *, benchmark: str, kind: BenchmarkK
     if kind not in BENCHMARK_KINDS:
         raise SettingsError(f"{kind!r} is no kind of benchmark; {did_you_mean(str(kind), BENCHMARK_KINDS)}")
     if kind == "infill":
-        return _hole(preset, task)
+        return _hole(preset, task, is_one_line=benchmark == "infilling-single-line")
     if kind == "predict":
         return _prediction(preset, task)
     is_mbpp, is_bigcodebench = benchmark.startswith("mbpp"), benchmark.startswith("bigcodebench")
@@ -214,13 +214,15 @@ def cut_at_stops(text: str, stops: Iterable[str]) -> tuple[str, str | None]:
     return text[:at], stop
 
 
-def _hole(preset: PromptPreset, task: Task) -> Rendered:
+def _hole(preset: PromptPreset, task: Task, *, is_one_line: bool) -> Rendered:
     if preset.is_chat:
         raise SettingsError(
             f"the preset {preset.name} asks in a conversation, which has no place for the text behind a hole; use the "
             "preset base for infilling"
         )
-    return Rendered(kind="infill", text=task.prompt, suffix=task.suffix)
+    # what stands behind a missing line begins on a line of its own: the gap ends with its first newline
+    stops = ("\n",) if is_one_line else ()
+    return Rendered(kind="infill", text=task.prompt, suffix=task.suffix, stop_strings=stops)
 
 
 def _prediction(preset: PromptPreset, task: Task) -> Rendered:
