@@ -118,7 +118,6 @@ def test_holes_are_filled_in_the_given_text() -> None:
     assert (rendered.kind, rendered.text, rendered.suffix) == ("infill", STUB, "\n# end")
     assert rendered.stop_strings == ("\n",)
     assert asked("base", "infilling-multi-line", "infill").stop_strings == ()
-    assert rendered.stop_strings == ()
 
 
 def test_predictions_are_asked_in_the_benchmarks_own_words() -> None:
