@@ -9,19 +9,18 @@ import base64
 import contextlib
 import json
 import urllib.request
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from unmask.errors import SandboxError, SettingsError
+from unmask.errors import SandboxError
 from unmask.sandbox import backends
 from unmask.sandbox.inside import values
-from unmask.sandbox.job import Job
+from unmask.sandbox.job import Job, check_workers, in_order
 from unmask.sandbox.slot import CallRun, Ruling, Run, Slot
 from unmask.sandbox.tests import AssertTests, CallTests, UnitTests
 from unmask.sandbox.verdict import Limits, Verdict
@@ -84,9 +83,7 @@ class HttpExecutor:
     """Judges programs by a SandboxFusion service at `url`."""
 
     def __init__(self, url: str, *, workers: int | None = None) -> None:
-        count = workers if workers is not None else 4
-        if count < 1:
-            raise SettingsError(f"--workers {count} is not a number of workers; it must be at least 1")
+        count = check_workers(4 if workers is None else workers)
         self.name = url.rstrip("/")
         self.guarantees = ("whatever the service isolates", "calls are compared outside the program's process")
         # comparing runs our own code alone, on bytes that it decodes with care: resource limits are enough
@@ -104,17 +101,7 @@ class HttpExecutor:
 
     def judge(self, jobs: Iterable[Job]) -> Iterator[Verdict]:
         """As every executor does."""
-        waiting: deque[Future[Verdict]] = deque()
-        try:
-            for job in jobs:
-                waiting.append(self._threads.submit(self._judge, job))
-                while len(waiting) > 2 * len(self._all) or (waiting and waiting[0].done()):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        return in_order(jobs, lambda job: self._threads.submit(self._judge, job), workers=len(self._all))
 
     def call(self, code: str, entry_point: str, inputs: bytes, limits: Limits) -> CallRun:
         """What a trusted program returns. The service tells no time of single calls: they are 0."""

@@ -1,9 +1,12 @@
 """What an executor is given, and what it has to be able to do."""
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
+from unmask.errors import SettingsError
 from unmask.sandbox.slot import CallRun
 from unmask.sandbox.tests import Tests
 from unmask.sandbox.verdict import Limits, Verdict
@@ -47,3 +50,25 @@ class Executor(Protocol):
     def close(self) -> None:
         """End every jail."""
         ...
+
+
+def in_order(jobs: Iterable[Job], submit: Callable[[Job], Future[Verdict]], *, workers: int) -> Iterator[Verdict]:
+    """Verdicts in the order of the jobs, of which twice as many as `workers` are under way at most."""
+    waiting: deque[Future[Verdict]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(submit(job))
+            while len(waiting) > 2 * workers or (waiting and waiting[0].done()):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def check_workers(count: int) -> int:
+    """The number itself. Raises SettingsError unless it is at least 1."""
+    if count < 1:
+        raise SettingsError(f"--workers {count} is not a number of workers; it must be at least 1")
+    return count

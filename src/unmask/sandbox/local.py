@@ -1,14 +1,12 @@
 """Jails on this machine: a few slots, each on its own thread, verdicts in the order of the jobs."""
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
-from unmask.errors import SettingsError
 from unmask.sandbox import backends
-from unmask.sandbox.job import Job
+from unmask.sandbox.job import Job, check_workers, in_order
 from unmask.sandbox.slot import CallRun, Slot
 from unmask.sandbox.verdict import Limits, Verdict
 
@@ -24,9 +22,7 @@ class LocalExecutor:
         interpreter: backends.Interpreter | None = None,
         loose: bool = False,
     ) -> None:
-        count = workers if workers is not None else max(1, len(os.sched_getaffinity(0)))
-        if count < 1:
-            raise SettingsError(f"--workers {count} is not a number of workers; it must be at least 1")
+        count = check_workers(len(os.sched_getaffinity(0)) if workers is None else workers)
         self._backend = backend
         python = interpreter or backends.running_interpreter()
         self._slots = [Slot(backend, python, number=number, loose=loose) for number in range(count)]
@@ -61,17 +57,7 @@ class LocalExecutor:
         return [pid for slot in self._slots for pid in slot.pids]
 
     def judge(self, jobs: Iterable[Job]) -> Iterator[Verdict]:
-        waiting: deque[Future[Verdict]] = deque()
-        try:
-            for job in jobs:
-                waiting.append(self._threads.submit(self._judge, job))
-                while len(waiting) > 2 * len(self._slots) or (waiting and waiting[0].done()):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        return in_order(jobs, lambda job: self._threads.submit(self._judge, job), workers=len(self._slots))
 
     def call(self, code: str, entry_point: str, inputs: bytes, limits: Limits) -> CallRun:
         return self._threads.submit(self._call, code, entry_point, inputs, limits).result()
