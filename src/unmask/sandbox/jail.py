@@ -33,12 +33,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How one child ended: wait status, CPU seconds, largest resident set."""
+    """How one child ended: wait status and CPU seconds."""
 
     pid: int
     status: int
     cpu_seconds: float
-    peak_bytes: int
 
     @property
     def signal(self) -> int:

@@ -7,7 +7,7 @@ that are handed on. So nothing of one run can be found in the memory of the next
     fork  {"op": "fork", "role": "program", "limits": {...}}, one or two sockets  →  {"pid": 7}
     cpu   {"op": "cpu"}, CPU time of the running children and the number of files →  {"cpu": {"7": 0.25}, "files": 1}
     end   {"op": "end"}, kill what still runs and clear the private folder
-                                          →  {"ended": [[pid, status, CPU seconds, peak bytes]], "clean": true}
+                                          →  {"ended": [[pid, status, CPU seconds]], "clean": true}
 
 End of file on the control socket ends the jail.
 """
@@ -202,7 +202,7 @@ def _end(children: set[int], config: dict[str, Any]) -> dict[str, Any]:
     ended = []
     for pid in list(children):
         _, status, usage = os.wait4(pid, 0)
-        ended.append([pid, status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024])
+        ended.append([pid, status, usage.ru_utime + usage.ru_stime])
         children.discard(pid)
     if config["own_pids"]:
         _sweep()
