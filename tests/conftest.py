@@ -12,7 +12,8 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-import unmask.decode.settings  # noqa: F401
+import unmask.decode.settings
+import unmask.diffusion.settings  # noqa: F401
 
 install_import_hook(["unmask.diffusion", "unmask.decode"], "beartype.beartype")
 

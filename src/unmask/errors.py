@@ -10,6 +10,7 @@
     ├── TrajectoryError    a trajectory file cannot be read, or does not fit what is asked of it
     ├── SandboxError       no jail could be had, or one was lost; never a verdict about a program
     ├── TaskError          a task, a benchmark's data or a file of samples cannot be used
+    ├── DataError          training data or its source cannot be used
     └── NumericsError      the network returned numbers that are not numbers
 
 A message says, in this order: what was given, the rule it breaks, what to do next. The command line prints it
@@ -63,6 +64,10 @@ class SandboxError(UnmaskError):
 
 class TaskError(UnmaskError, ValueError):
     """A task, a benchmark's data or a file of samples cannot be used."""
+
+
+class DataError(UnmaskError, ValueError):
+    """Training data or its source cannot be used."""
 
 
 class NumericsError(UnmaskError, ArithmeticError):

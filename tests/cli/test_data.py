@@ -1,6 +1,7 @@
 """`unmask data`: what goes to stdout and what to stderr; the data is small and lies in a folder of the test's."""
 
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -11,12 +12,15 @@ import pytest
 from typer.testing import CliRunner
 
 from unmask.cli import data as cli
-from unmask.data import files
+from unmask.data import corpus, files
 from unmask.data.files import DataFile
+from unmask.data.shards import Shards
+from unmask.data.synthetic import write
 from unmask.data.task import Task
-from unmask.errors import SettingsError, TaskError
+from unmask.errors import SettingsError, TaskError, UnknownModelError
 from unmask.evaluate import benchmarks, environment
 from unmask.evaluate.environment import Environment
+from unmask.text.tokenizer import Tokenizer
 
 runner = CliRunner()
 
@@ -211,6 +215,140 @@ def test_overlap_with_no_data_at_all_says_how_to_get_some(folder: Path, monkeypa
         "no benchmark's data is on this machine, so there is nothing to compare with: name a benchmark "
         "(--benchmark humaneval+) to have it downloaded, or set UNMASK_DATA to the folder that holds the data"
     )
+
+
+# build, tokenizer, synth
+
+
+@pytest.fixture
+def texts(folder: Path) -> Path:
+    path = folder / "texts.jsonl"
+    rows = [{"text": f"def f{i}():\n    return {i}\n", "license": "MIT" if i else "GPL-3.0-only"} for i in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[3]]))
+    return path
+
+
+@pytest.fixture
+def vocabulary(folder: Path) -> Path:
+    place = folder / "vocabulary"
+    Tokenizer.byte_level().save(place)
+    return place
+
+
+def test_build_prints_the_folder_and_tells_what_was_dropped(folder: Path, texts: Path, vocabulary: Path) -> None:
+    place = folder / "shards"
+    out, err = run("build", texts, "--tokenizer", vocabulary, "--output", place, "--licences", "mit, Apache-2.0")
+    shards = Shards.open(place)
+    assert out == f"{place}\t8\t{shards.num_tokens}\n"
+    assert err.splitlines() == [
+        f"reading {texts}",
+        f"writing {place}",
+        "8 documents kept, 2 dropped: duplicate 1, licence 1",
+    ]
+    options = ("--tokenizer", vocabulary, "--seed", "3", "--dedup", "none", "--json")
+    record = json.loads(run("build", texts, *options, "--output", folder / "more")[0])
+    assert (record["path"], record["num_documents"], record["dropped"]) == (str(folder / "more"), 10, {})
+    assert record["settings"]["seed"] == 3
+
+
+def test_build_leaves_out_what_benchmarks_ask_for(folder: Path, benchmark: Path, texts: Path, vocabulary: Path) -> None:
+    with texts.open("a") as file:
+        file.write(json.dumps({"text": f"# {PROMPT}"}) + "\n" + json.dumps({"text": "# solves Mine/1"}) + "\n")
+    options = ("--tokenizer", vocabulary, "--output", folder / "shards", "--without-benchmarks", benchmark)
+    assert run("build", texts, *options)[1].splitlines()[-1] == (
+        "9 documents kept, 3 dropped: benchmark 2, duplicate 1"
+    )
+
+
+def test_build_refuses_a_setting_before_it_reads_anything(folder: Path, vocabulary: Path) -> None:
+    with pytest.raises(SettingsError, match="dedup='fuzzy': give one of exact, near, none"):
+        run("build", "nowhere", "--tokenizer", vocabulary, "--output", folder / "shards", "--dedup", "fuzzy")
+
+
+def test_build_with_an_unknown_tokenizer_names_the_nearest_model(folder: Path, texts: Path) -> None:
+    with pytest.raises(UnknownModelError, match=r"did you mean qwen2\.5-coder-0\.5b-instruct"):
+        run("build", texts, "--tokenizer", "qwen2.5-coder-0.5b-instrct", "--output", folder / "shards")
+
+
+@pytest.mark.parametrize("command", ["build", "tokenizer", "synth"])
+def test_ctrl_c_leaves_nothing_and_says_so(
+    folder: Path, texts: Path, vocabulary: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(corpus, "document_of", stop)
+    monkeypatch.setattr(write, "write", stop)
+    place = folder / "out" / "made"
+    place.parent.mkdir()
+    arguments = {
+        "build": [texts, "--tokenizer", vocabulary],
+        "tokenizer": [texts, "--vocab-size", 300],
+        "synth": ["test", "--count", 3],
+    }[command]
+    done = runner.invoke(cli.app, [str(argument) for argument in (command, *arguments, "--output", place)])
+    assert done.exit_code == 130
+    assert done.stderr.splitlines()[-1] == f"stopped; nothing was written to {place}"
+    assert list(place.parent.iterdir()) == []
+
+
+def test_tokenizer_trains_one_that_can_be_loaded(folder: Path, texts: Path) -> None:
+    place = folder / "trained"
+    out, err = run("tokenizer", texts, "--vocab-size", 270, "--output", place)
+    assert out == f"{place}\t270\n"
+    assert err == f"reading {texts}\n"
+    found = Tokenizer.from_folder(place)
+    assert (found.vocab_size, found.eos_id, found.mask_id) == (270, 0, 3)
+    with pytest.raises(TaskError, match="trained is there already, and is never written over; delete it or choose"):
+        run("tokenizer", texts, "--vocab-size", 270, "--output", place)
+
+
+def test_tokenizer_says_when_the_sources_are_too_few(folder: Path, texts: Path) -> None:
+    out, err = run("tokenizer", texts, "--vocab-size", 5000, "--output", folder / "trained", "--json")
+    size = json.loads(out)["vocab_size"]
+    assert size < 400
+    assert err.splitlines()[-1] == f"the sources gave {size:,} ids, fewer than 5,000: nothing was left to merge"
+
+
+def test_synth_asks_for_tasks_and_prints_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def made(split: str, count: int, *, seed: int, path: Path, format: str, executor: object, report: Any) -> int:
+        asked.append((split, count, seed, path, format))
+        report(1, count)
+        return count
+
+    monkeypatch.setattr(write, "write", made)
+    place = folder / "tasks.jsonl"
+    out, err = run("synth", "test", "--count", 3, "--seed", 5, "--format", "text", "--output", place)
+    assert out == f"{place}\t3\n"
+    assert err == "making test tasks\n"
+    assert asked == [("test", 3, 5, place, "text")]
+
+
+def test_a_build_on_a_terminal_draws_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with cli._counting() as tell:
+        tell("reading a[b].jsonl", 5, 9)
+    assert "reading a[b].jsonl" in terminal.getvalue()
+    assert "5/9" in terminal.getvalue()
+
+
+def test_build_imports_no_torch(folder: Path, texts: Path, vocabulary: Path) -> None:
+    arguments = ["build", str(texts), "--tokenizer", str(vocabulary), "--output", str(folder / "shards")]
+    code = (
+        f"import sys\nfrom unmask.cli.data import app\napp({arguments}, standalone_mode=False)\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_neither_help_nor_overlap_imports_torch(folder: Path, benchmark: Path) -> None:

@@ -1,12 +1,15 @@
-"""`unmask data list|fetch|setup|overlap`: what the benchmarks need, and whether a training file has seen them.
+"""`unmask data`: what the benchmarks need (list, fetch, setup, overlap), and what training needs (build, tokenizer,
+synth).
 
 Results go to stdout: a table on a terminal, tab-separated lines otherwise, JSON with `--json`. Progress and what was
-done go to stderr. No model is loaded and no program is run, so torch is never imported.
+done go to stderr. No model is loaded, so torch is never imported.
 """
 
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from unmask.data.build import BuildProgress
     from unmask.data.files import DataFile
     from unmask.data.overlap import Overlap
+    from unmask.data.task import Task
     from unmask.evaluate.environment import Environment
+    from unmask.text.tokenizer import Tokenizer
 
-app = typer.Typer(help="Benchmark data: list, fetch, setup, overlap.", no_args_is_help=True)
+app = typer.Typer(help="Data of benchmarks and for training.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _EXAMPLES_SHOWN = 3
@@ -136,7 +142,238 @@ def overlap(
     _tell_examples(found)
 
 
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        help="JSON lines (.jsonl, .jsonl.gz), parquet, a text file, a folder of Python files, `stdlib`, or "
+        "hf:OWNER/NAME[:SPLIT].",
+        metavar="SOURCE...",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def build(
+    sources: Sources,
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", "-t", help="A model, or a folder with a tokenizer.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.", show_default=False)],
+    licences: Annotated[
+        str | None,
+        typer.Option("--licences", help="Keep documents under these alone: MIT,Apache-2.0.", metavar="A,B"),
+    ] = None,
+    allow_unlicensed: Annotated[
+        bool, typer.Option("--allow-unlicensed", help="With --licences: keep documents that state none, too.")
+    ] = False,
+    min_chars: Annotated[int, typer.Option("--min-chars", help="Fewest characters of a document.", metavar="N")] = 1,
+    max_chars: Annotated[
+        int, typer.Option("--max-chars", help="Most characters of a document.", metavar="N")
+    ] = 1_000_000,
+    must_parse: Annotated[bool, typer.Option("--must-parse", help="Drop texts that are no Python.")] = False,
+    dedup: Annotated[str, typer.Option("--dedup", help="exact, near, or none.", metavar="HOW")] = "exact",
+    without_benchmarks: Annotated[
+        str | None,
+        typer.Option(
+            "--without-benchmarks", help="Drop documents that share ten words with these.", metavar="NAME,NAME"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Order of the documents.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make token shards for training out of texts and conversations.
+
+    Prints the folder, its documents and its tokens; what was dropped, and why, goes to stderr.
+
+    Example: unmask data build stdlib pairs.jsonl --tokenizer tiny --output shards --dedup near
+    """
+    from unmask.data.build import build as build_shards
+    from unmask.data.filters import FilterSettings
+
+    filters = FilterSettings(
+        licences=_names(licences),
+        allow_unlicensed=allow_unlicensed,
+        min_chars=min_chars,
+        max_chars=max_chars,
+        must_parse=must_parse,
+        dedup=dedup,  # type: ignore[arg-type]  # the settings refuse other words
+    )
+    without = _tasks_of(_names(without_benchmarks))
+    found = _tokenizer_of(tokenizer)
+    try:
+        with _counting() as tell:
+
+            def report(progress: "BuildProgress") -> None:
+                label = f"reading {progress.source}" if progress.stage == "read" else f"writing {progress.source}"
+                tell(label, progress.done, progress.total)
+
+            meta = build_shards(
+                sources, output, tokenizer=found, filters=filters, without=without, seed=seed, report=report
+            )
+    except KeyboardInterrupt:
+        _tell(f"stopped; nothing was written to {output}")
+        raise typer.Exit(130) from None
+    _tell(f"{meta.num_documents:,} documents kept, {_dropped(meta.dropped)}")
+    if as_json:
+        _print_json({"path": str(output), **asdict(meta)})
+        return
+    _print_line([output, meta.num_documents, meta.num_tokens])
+
+
+@app.command()
+def tokenizer(
+    sources: Sources,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", help="Most ids, special tokens included.", metavar="N")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Train a tokenizer: byte-level BPE with indentation as tokens, a mask token and a chat template.
+
+    Prints the folder and the size of the vocabulary.
+
+    Example: unmask data tokenizer stdlib --vocab-size 4096 --output tokenizer
+    """
+    from unmask.data import corpus
+    from unmask.errors import TaskError
+    from unmask.text.train import train_tokenizer
+
+    if output.exists():
+        raise TaskError(f"{output} is there already, and is never written over; delete it or choose another folder")
+    skipped: Counter[str] = Counter()
+
+    def texts() -> Iterator[str]:
+        for source in sources:
+            for number, document in enumerate(corpus.read(source, skipped=skipped), 1):
+                tell(f"reading {source}", number, None)
+                yield from document.contents
+
+    try:
+        with _counting() as tell:
+            made = train_tokenizer(texts(), vocab_size=vocab_size)
+    except KeyboardInterrupt:
+        _tell(f"stopped; nothing was written to {output}")
+        raise typer.Exit(130) from None
+    made.save(output)
+    if skipped:
+        _tell(_dropped(skipped))
+    if made.vocab_size < vocab_size:
+        _tell(f"the sources gave {made.vocab_size:,} ids, fewer than {vocab_size:,}: nothing was left to merge")
+    if as_json:
+        _print_json({"path": str(output), "vocab_size": made.vocab_size})
+        return
+    _print_line([output, made.vocab_size])
+
+
+@app.command()
+def synth(
+    split: Annotated[str, typer.Argument(help="train, val, test, hard-train or hard-test.", show_default=False)],
+    count: Annotated[int, typer.Option("--count", help="Tasks to make.", metavar="N", min=1)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to make: JSON lines.", show_default=False)],
+    seed: Annotated[int, typer.Option("--seed", help="Which tasks.")] = 0,
+    format: Annotated[
+        str, typer.Option("--format", help="tasks, messages (for SFT), or text (for pre-training).", metavar="FORM")
+    ] = "tasks",
+    sandbox: Annotated[
+        str, typer.Option("--sandbox", help="What runs the solutions, as for `unmask evaluate`.", metavar="NAME")
+    ] = "auto",
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Programs run side by side. [one per core]", metavar="N")
+    ] = None,
+) -> None:
+    """Make tasks of the synthetic suite: small Python functions, their tests made by running the solutions.
+
+    Prints the file and the number of its tasks.
+
+    Example: unmask data synth test --count 200 --output test.jsonl
+    """
+    from unmask.data.synthetic.write import write
+    from unmask.sandbox.executor import open_executor
+
+    try:
+        with open_executor(sandbox, workers=workers) as executor, _counting() as tell:
+            written = write(
+                split,  # type: ignore[arg-type]  # `write` refuses other words
+                count,
+                seed=seed,
+                path=output,
+                format=format,  # type: ignore[arg-type]
+                executor=executor,
+                report=lambda done, total: tell(f"making {split} tasks", done, total),
+            )
+    except KeyboardInterrupt:
+        _tell(f"stopped; nothing was written to {output}")
+        raise typer.Exit(130) from None
+    _print_line([output, written])
+
+
+# What is read
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(filter(None, (name.strip() for name in (text or "").split(","))))
+
+
+def _tasks_of(benchmark_names: Sequence[str]) -> "list[Task]":
+    if not benchmark_names:
+        return []
+    from unmask.evaluate import benchmarks
+
+    return [task for name in benchmark_names for task in benchmarks.load(name, answers=False).tasks]
+
+
+def _tokenizer_of(name: str) -> "Tokenizer":
+    """The tokenizer in a folder, or of a model as `unmask generate --model` knows it."""
+    from unmask.text.tokenizer import Tokenizer
+
+    if Path(name).is_dir():
+        return Tokenizer.from_folder(name)
+    from unmask.cli.models import progress
+    from unmask.model import hub
+
+    with progress() as report:
+        path = hub.resolve(name, report=report).path
+    if path.is_dir():
+        return Tokenizer.from_folder(path)
+    from unmask.model.gguf import GGUFFile
+    from unmask.text.gguf_tokenizer import tokenizer_from_gguf
+
+    return tokenizer_from_gguf(GGUFFile(path).metadata)
+
+
 # What is told
+
+
+@contextlib.contextmanager
+def _counting() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Tells (what, how many are done, of how many): a bar on stderr; a line for each what where that is no terminal."""
+    if not sys.stderr.isatty():
+        told: set[str] = set()
+
+        def tell_once(label: str, done: int, total: int | None) -> None:
+            if label not in told:
+                told.add(label)
+                _tell(label)
+
+        yield tell_once
+        return
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = [rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), rich.MofNCompleteColumn()]
+    times = [rich.TimeElapsedColumn(), rich.TimeRemainingColumn()]
+    with rich.Progress(*columns, *times, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None)
+
+        def tell(label: str, done: int, total: int | None) -> None:
+            bars.update(task, description=label, completed=done, total=total)
+
+        yield tell
+
+
+def _dropped(counts: Mapping[str, int]) -> str:
+    parts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items()))
+    return f"{sum(counts.values()):,} dropped" + (f": {parts}" if parts else "")
 
 
 def _here() -> list[str]:
@@ -145,13 +382,14 @@ def _here() -> list[str]:
     from unmask.errors import TaskError
     from unmask.evaluate import benchmarks
 
-    here = [name for name in benchmarks.NAMES if all(files.find(path) for path in benchmarks.needed_files(name))]
+    of_files = [name for name in benchmarks.NAMES if benchmarks.needed_files(name)]
+    here = [name for name in of_files if all(files.find(path) for path in benchmarks.needed_files(name))]
     if not here:
         raise TaskError(
             "no benchmark's data is on this machine, so there is nothing to compare with: name a benchmark "
             "(--benchmark humaneval+) to have it downloaded, or set UNMASK_DATA to the folder that holds the data"
         )
-    absent = [name for name in benchmarks.NAMES if name not in here]
+    absent = [name for name in of_files if name not in here]
     if absent:
         _tell(f"not compared, since their data is not here: {', '.join(absent)}; `unmask data fetch NAME` gets it")
     return here

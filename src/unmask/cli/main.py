@@ -13,6 +13,7 @@ from unmask.cli.evaluate import evaluate
 from unmask.cli.generate import generate
 from unmask.cli.infill import infill
 from unmask.cli.replay import replay
+from unmask.cli.train import train
 from unmask.errors import UnmaskError
 from unmask.version import __version__
 
@@ -32,6 +33,8 @@ Examples:
 
   unmask evaluate humaneval+ --model qwen2.5-coder-0.5b-instruct --limit 20
 
+  unmask train tiny --plan
+
   unmask models list
 """
 
@@ -47,6 +50,7 @@ app.command()(chat)
 app.command()(infill)
 app.command()(replay)
 app.command()(evaluate)
+app.command()(train)
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.command()(doctor)

@@ -63,7 +63,7 @@ def merge_adapter(backbone: Backbone, folder: Path) -> None:
     """
     if any(isinstance(module, PackedLinear) for module in backbone.modules()):
         raise CheckpointError("the network is packed, and packed matrices cannot be changed; merge first, then `pack`")
-    settings = _read_settings(folder)
+    settings = read_settings(folder)
     if not (folder / _WEIGHTS).is_file():
         raise CheckpointError(f"{folder} holds no {_WEIGHTS}; save the adapter as safetensors")
     file = SafetensorsFile(folder / _WEIGHTS)
@@ -136,7 +136,7 @@ class _Change:
         return self.replacement is None and self.left is None
 
 
-def _read_settings(folder: Path) -> _Settings:
+def read_settings(folder: Path) -> _Settings:
     path = folder / _CONFIG
     if not path.is_file():
         kind = "is a checkpoint and not an adapter" if (folder / "config.json").is_file() else "is not an adapter"

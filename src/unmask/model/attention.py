@@ -1,5 +1,7 @@
 """Who sees whom: attention masks for full, causal and block attention, and the attention itself.
 
+Decoding asks by position (`attention_mask`), training by the documents of packed rows (the `_mask` functions below it).
+
 Letters: B batch, T query positions, S key positions, N query heads, K key-value heads, H head size.
 
 Block attention is causal between blocks and full inside one: query q sees key k when floor(k / block_length) <=
@@ -7,11 +9,13 @@ floor(q / block_length), both counted from the row's first token. Block length 1
 padding are negative and are seen by nobody.
 """
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from unmask.model.config import Attention
+from unmask.seeds import derive_seed
 
 
 def attention_mask(
@@ -36,6 +40,57 @@ def attention_mask(
         return is_real & (key <= query)
     assert block_length is not None
     return is_real & (key // block_length <= query // block_length)
+
+
+def document_mask(document_BT: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
+    """Everyone sees the whole of his own document. Padding (-1) sees padding, so that no query sees nothing.
+
+    >>> document_mask(torch.tensor([[0, 0, 1]]))[0, 0].int().tolist()
+    [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    """
+    return document_BT[:, None, :, None] == document_BT[:, None, None, :]
+
+
+def causal_document_mask(document_BT: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
+    """Everyone sees himself and what comes before him in his own document."""
+    return document_mask(document_BT) & _causal(document_BT)
+
+
+def annealed_mask(document_BT: Int[Tensor, "B T"], *, share: float, seed: int, step: int) -> Bool[Tensor, "B 1 T T"]:
+    """Between causal and full: everyone sees what comes before him, and a random share of what comes after.
+
+    The way from an autoregressive model to a diffusion model (DiffuLLaMA, 2410.17891): `share` 0 is causal, 1 is full.
+    One random matrix for all rows of a step, drawn from (seed, step).
+    """
+    length = document_BT.shape[1]
+    generator = torch.Generator().manual_seed(derive_seed(seed, "annealing", step))
+    is_open_TT = torch.rand(length, length, generator=generator).to(document_BT.device) < share
+    return document_mask(document_BT) & (_causal(document_BT) | is_open_TT)
+
+
+def block_training_mask(
+    document_BT: Int[Tensor, "B T"], position_BT: Int[Tensor, "B T"], *, block_length: int
+) -> Bool[Tensor, "B 1 2T 2T"]:
+    """For rows laid out as [noisy ; clean], 2T long: every block learns from finished blocks (BD3-LM, 2503.09573).
+
+    A noisy token sees the noisy tokens of its own block and the clean ones of earlier blocks; a clean token sees the
+    clean ones of its own and earlier blocks, and never a noisy one. Both stay in their document; blocks are counted
+    from its first token, at position 0.
+
+    >>> block_training_mask(torch.zeros(1, 2).long(), torch.tensor([[0, 1]]), block_length=1)[0, 0].int().tolist()
+    [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    """
+    block_BT = position_BT // block_length
+    query, key = block_BT[:, None, :, None], block_BT[:, None, None, :]
+    is_own = document_mask(document_BT)
+    noisy = torch.cat((is_own & (key == query), is_own & (key < query)), -1)  # B 1 T 2T
+    clean = torch.cat((torch.zeros_like(is_own), is_own & (key <= query)), -1)
+    return torch.cat((noisy, clean), -2)
+
+
+def _causal(document_BT: Int[Tensor, "B T"]) -> Bool[Tensor, "T T"]:
+    length = document_BT.shape[1]
+    return torch.ones(length, length, dtype=torch.bool, device=document_BT.device).tril()
 
 
 def attend(

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from unmask.model.attention import attend
 from unmask.model.cache import KVCache, Window
@@ -110,6 +111,9 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint_layers = False
+        """Recompute each layer's activations in the backward pass rather than keep them."""
+
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -143,7 +147,10 @@ class Backbone(nn.Module):
         rotary = rotary_tables(self.config, positions_BT, dtype=self.dtype)
         x_BTD = self.embed_tokens(ids_BT)
         for number, layer in enumerate(self.layers):
-            x_BTD = layer(x_BTD, rotary, attn_mask, cache, window, number)
+            if self.checkpoint_layers and torch.is_grad_enabled():
+                x_BTD = checkpoint(layer, x_BTD, rotary, attn_mask, cache, window, number, use_reentrant=False)
+            else:
+                x_BTD = layer(x_BTD, rotary, attn_mask, cache, window, number)
         return self.norm(x_BTD)  # type: ignore[no-any-return]
 
     def logits(self, hidden_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:

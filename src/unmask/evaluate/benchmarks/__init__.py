@@ -3,8 +3,9 @@
 `DEFINITIONS` is the registry: a benchmark is an entry there, and nothing else knows their names.
 """
 
+import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from unmask.data import files
@@ -12,7 +13,7 @@ from unmask.data.jsonl import read_tasks
 from unmask.data.task import Task
 from unmask.errors import TaskError, did_you_mean
 from unmask.evaluate.benchmarks import answers as reference_answers
-from unmask.evaluate.benchmarks import bigcodebench, cruxeval, humaneval, infilling, mbpp
+from unmask.evaluate.benchmarks import bigcodebench, cruxeval, humaneval, infilling, mbpp, synthetic
 from unmask.evaluate.benchmarks.answers import Executor, Unanswered
 from unmask.evaluate.benchmarks.definition import Benchmark, Definition, Kind, Version
 from unmask.model.progress import Report
@@ -25,6 +26,7 @@ DEFINITIONS: dict[str, Definition] = {
     **bigcodebench.DEFINITIONS,
     **infilling.DEFINITIONS,
     **cruxeval.DEFINITIONS,
+    **synthetic.DEFINITIONS,
 }
 NAMES: tuple[str, ...] = tuple(DEFINITIONS)
 
@@ -51,10 +53,12 @@ def load(
     if is_file(name):
         return _load_file(Path(name), version=version, limit=limit)
     definition, chosen = _find(name, version)
-    paths = needed_files(name, version=chosen)
+    of_version = definition.versions[chosen]
+    paths = of_version.files
     places = tuple(files.locate(path, offline=offline, report=report_download) for path in paths)
-    sha256 = {path: files.known(path).sha256 for path in paths}
-    built = tuple(itertools.islice(definition.build(places), limit))
+    whole = tuple(itertools.islice(definition.build(places), limit if paths else None))
+    sha256 = {path: files.known(path).sha256 for path in paths} or {name: _sha256_of_generated(whole)}
+    built = whole[:limit]
     needing = [task for task in built if isinstance(task, Unanswered)]
     answered: Iterable[Task] = (need.task for need in needing)
     if answers and needing:
@@ -68,8 +72,8 @@ def load(
         kind=definition.kind,
         tasks=tuple(next(ready) if isinstance(task, Unanswered) else task for task in built),
         data_sha256=sha256,
-        licence="; ".join(dict.fromkeys(files.known(path).licence for path in paths)),
-        notes=definition.versions[chosen].notes,
+        licence="; ".join(dict.fromkeys(files.known(path).licence for path in paths)) or of_version.licence,
+        notes=of_version.notes,
     )
 
 
@@ -77,6 +81,16 @@ def needed_files(name: str, *, version: str | None = None) -> tuple[str, ...]:
     """The data files of a benchmark, by their paths in the table (`data/files.py`)."""
     definition, chosen = _find(name, version)
     return definition.versions[chosen].files
+
+
+def _sha256_of_generated(tasks: Sequence[Task | Unanswered]) -> str:
+    """Of all that decides a score: prompts, references and inputs. A generator that has changed makes another one."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        stub, calls = (task.task, task.calls) if isinstance(task, Unanswered) else (task, {})
+        parts = (stub.task_id, stub.prompt, stub.instruction, stub.reference, [(k, v.inputs) for k, v in calls.items()])
+        digest.update(repr(parts).encode())
+    return digest.hexdigest()
 
 
 def is_file(name: str) -> bool:

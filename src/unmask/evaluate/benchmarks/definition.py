@@ -27,7 +27,7 @@ class Benchmark:
     kind: Kind
     tasks: tuple[Task, ...]
     data_sha256: Mapping[str, str]
-    """File → hash, of every file that the tasks come from."""
+    """File → hash, of every file that the tasks come from; or the benchmark's name → hash of its generated tasks."""
 
     licence: str = ""
     notes: tuple[str, ...] = ()
@@ -36,10 +36,14 @@ class Benchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """The data files of one version, by their paths in the table (`data/files.toml`)."""
+    """One version of the tasks."""
 
     files: tuple[str, ...]
+    """Its data files, by their paths in the table (`data/files.toml`); none for a benchmark that is generated."""
+
     notes: tuple[str, ...] = ()
+    licence: str = ""
+    """Of what is generated; data files have theirs in the table."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,509 @@
+"""The training loop: one stage of a recipe, from its settings to a folder of weights.
+
+    for each step:   the step's rows (index arithmetic) ─ this rank's share ─ micro-batches
+                     the global denominator, then forward and backward of each micro-batch
+                     gradients added over ranks, clipped; one optimiser step; the moving average
+                     a line of metrics; now and then an evaluation and a checkpoint
+
+The state is the weights, the optimiser and the step. A stage leaves in its folder
+
+    settings.json   everything that decides its result        metrics.jsonl   a line every few steps
+    checkpoints/    to resume from                            trajectories/   the fixed prompt at each evaluation
+    final/          a Hugging Face folder (or a PEFT adapter and the merged network), when it is done
+"""
+
+import json
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from unmask.diffusion.corrupt import stratified_levels
+from unmask.errors import CheckpointError, NumericsError, SettingsError, TaskError
+from unmask.model.backbone import Backbone
+from unmask.model.checkpoint import save_folder
+from unmask.model.config import ModelConfig
+from unmask.model.lora import lora_layers, save_adapter
+from unmask.model.packed import multiplies_bfloat16
+from unmask.seeds import derive_seed
+from unmask.text.tokenizer import Tokenizer
+from unmask.train import state
+from unmask.train.ema import Ema
+from unmask.train.heldout import heldout_loss
+from unmask.train.metrics import ConsoleSink, MetricsLog, matmul_peak, open_sinks, peak_memory
+from unmask.train.network import Network, build_network
+from unmask.train.optimiser import build_optimiser, set_lr
+from unmask.train.pace import Pace
+from unmask.train.parallel import (
+    World,
+    add_gradients,
+    add_up,
+    clip_gradients,
+    gather_objects,
+    loss_scale,
+    shard,
+    wait_for_all,
+)
+from unmask.train.plan import model_flops
+from unmask.train.schedule import lr_factor
+from unmask.train.settings import SourceSettings, StageSettings, as_record, differences
+from unmask.train.step import (
+    LEVEL_BINS,
+    STATISTICS,
+    Batch,
+    Trainee,
+    make_batch,
+    samples_without_loss,
+    share_of_rank,
+    statistics,
+)
+
+if TYPE_CHECKING:
+    from unmask.data.rows import Mixture
+
+FREE_KEYS = ("note", "run", "evaluation")
+"""Settings that may differ at a resume: they decide how and not what."""
+
+
+class Evaluator(Protocol):
+    """Measures a plain network on the first rank: scores on tasks, a prompt's trajectory."""
+
+    def __call__(self, backbone: Backbone, tokenizer: Tokenizer, *, step: int, folder: Path) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a stage ended."""
+
+    folder: Path
+    """The exported weights, when the stage is done."""
+
+    step: int
+    is_done: bool
+    """False when a SIGTERM ended it early; it goes on with --resume."""
+
+    last: Mapping[str, Any] = field(default_factory=dict)
+    """The last evaluation."""
+
+
+def train_stage(
+    stage: StageSettings,
+    folder: Path,
+    *,
+    world: World,
+    resume: bool = False,
+    evaluator: Evaluator | None = None,
+    quiet: bool = False,
+) -> Outcome:
+    """Run a stage to its end, or go on with it.
+
+    Raises SettingsError and CheckpointError before any work for what cannot be run, NumericsError when the loss stops
+    being a number (the last checkpoint stays), and what reading the data raises.
+    """
+    _check_rows(stage, world)
+    checkpoint = _checkpoint_to_resume(stage, folder, resume=resume)
+    run = _Run(stage, folder, world=world, evaluator=evaluator, quiet=quiet)
+    if checkpoint is not None:
+        run.load(checkpoint)
+    elif world.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "settings.json", as_record(stage))
+    wait_for_all(world)
+    with _terminated() as is_terminated:
+        return run.go(is_terminated)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the stage in this folder has left its weights."""
+    return (folder / "final" / "config.json").is_file()
+
+
+class _Run:
+    """A stage in progress."""
+
+    def __init__(
+        self,
+        stage: StageSettings,
+        folder: Path,
+        *,
+        world: World,
+        evaluator: Evaluator | None,
+        quiet: bool,
+    ) -> None:
+        self.stage, self.folder, self.world = stage, folder, world
+        self.evaluator, self.quiet = evaluator, quiet
+        self.has_evaluator = any(gather_objects(evaluator is not None, world))
+        self.network: Network = build_network(stage.model, kind=stage.loss.kind, lora=stage.lora, seed=stage.seed)
+        self.config = self.network.backbone.config
+        self.architecture = as_record(self.config) | {"lora": as_record(stage.lora)}
+        if stage.data.length > self.config.max_positions:
+            raise SettingsError(
+                f"data.length={stage.data.length} is longer than the network's context of {self.config.max_positions}; "
+                f"set data.length={self.config.max_positions} or less"
+            )
+        _check_blocks(stage, self.config)
+        self.rows = open_mixture(stage.data.train, stage, self.network.tokenizer)
+        self.heldout = open_mixture(stage.data.heldout, stage, self.network.tokenizer) if stage.data.heldout else None
+        self.precision = _precision(stage.run.precision, world.device)
+        self.trainee = Trainee(self.network.backbone)
+        self.network.backbone.checkpoint_layers = stage.run.checkpoint_layers
+        if world.layout == "fsdp":
+            shard(self.trainee, self.network.backbone.layers, world)
+        else:
+            self.trainee.to(world.device)
+        if stage.run.compile:
+            for layer in self.network.backbone.layers:
+                layer.compile()
+        self.optimiser = build_optimiser(self.trainee, stage.optimiser)
+        self.ema = Ema(self.trainee, decay=stage.ema) if stage.ema is not None else None
+        self.trained = state.Trained(module=self.trainee, optimiser=self.optimiser, ema=self.ema)
+        self.step = 0
+        self.last: Mapping[str, Any] = {}
+
+    # One step
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """This rank's micro-batches of a step."""
+        stage, world = self.stage, self.world
+        count, pairs = stage.data.rows, stage.loss.corruption.pairs
+        level_B = stratified_levels(count, seed=stage.seed, step=step, pairs=pairs)
+        mine = share_of_rank(count, rank=world.rank, size=world.size)
+        for start in range(mine.start, mine.stop, stage.data.micro_rows):
+            places = range(start, min(start + stage.data.micro_rows, mine.stop))
+            indices = [step * count + place for place in places]
+            yield make_batch(
+                self.rows.rows([index // 2 for index in indices] if pairs else indices),
+                torch.tensor(indices),
+                level_B[places.start : places.stop],
+                loss=stage.loss,
+                config=self.config,
+                seed=stage.seed,
+                step=step,
+                end_tokens=max(source.end_tokens for source in stage.data.train),
+            )
+
+    def make_step(self, step: int) -> tuple[Tensor, float, float]:
+        """One optimiser step: the statistics of all ranks, the gradient norm, and the loss."""
+        batches = list(self.batches(step))
+        total = torch.tensor([sum(batch.denominator for batch in batches)], dtype=torch.float64)
+        denominator = max(float(add_up(total.to(self.world.device), self.world)), 1.0)
+        set_lr(self.optimiser, lr_factor(self.stage.schedule, step))
+        found = None
+        without: list[int] = []
+        for batch in batches:
+            batch = batch.to(self.world.device)
+            nll_M = self.trainee.nll(batch, precision=self.precision)
+            loss = (batch.weight_M * nll_M).sum() * (loss_scale(self.world) / denominator)
+            loss.backward()  # type: ignore[no-untyped-call]
+            sums = statistics(batch, nll_M)
+            found = sums if found is None else found + sums
+            without += samples_without_loss(batch, nll_M)
+        assert found is not None
+        add_gradients(self.trainee, self.world)
+        norm = float(clip_gradients(self.trainee, self.stage.clip_norm))
+        found = add_up(found, self.world).cpu()
+        if not (math.isfinite(norm) and bool(found.isfinite().all())):
+            self._stop_at_nan(step, without, norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        if self.ema is not None:
+            self.ema.update()
+        return found, norm, float(found[0]) / denominator
+
+    def _stop_at_nan(self, step: int, without: list[int], norm: float) -> None:
+        samples = sorted(index for found in gather_objects(without, self.world) for index in found)
+        checkpoint = state.latest(self.folder / "checkpoints")
+        what = (
+            f"the loss of the samples {samples[:8]}{' and more' if len(samples) > 8 else ''} is not a number"
+            if samples
+            else f"the gradient norm is {norm}"
+        )
+        raise NumericsError(
+            f"step {step}: {what}; nothing was updated, "
+            + (f"the last checkpoint is {checkpoint}" if checkpoint else "and no checkpoint was written yet")
+            + ". Lower optimiser.lr or clip_norm and resume from there, or look at these rows of the data"
+        )
+
+    # The loop
+
+    def go(self, is_terminated: Callable[[], bool]) -> Outcome:
+        """Every step that is left; on the first rank with a log."""
+        if not self.world.is_first:
+            return self._go(None, is_terminated)
+        stage = self.stage
+        sinks = open_sinks(
+            stage.run.sinks,
+            folder=self.folder,
+            run=f"{self.folder.parent.name}-{stage.name}",
+            settings=as_record(stage),
+            first_step=self.step,
+        )
+        console = [] if self.quiet else [ConsoleSink(total_steps=stage.steps)]
+        log = MetricsLog(self.folder / "metrics.jsonl", first_step=self.step, sinks=[*console, *sinks])
+        try:
+            return self._go(log, is_terminated)
+        finally:
+            log.close()
+
+    def _go(self, log: MetricsLog | None, is_terminated: Callable[[], bool]) -> Outcome:
+        stage, world = self.stage, self.world
+        pace = self._pace() if log is not None else None
+        sums: list[Tensor] = []
+        while self.step < stage.steps:
+            found, norm, loss = self.make_step(self.step)
+            self.step += 1
+            sums.append(found)
+            is_last, every = self.step == stage.steps, stage.evaluation.every
+            if log is not None and pace is not None:
+                pace.step_done()
+                if is_last or self.step % stage.run.log_every == 0:
+                    log.write(self.step, {"loss": loss, "grad_norm": norm, **self._record(sums, pace)})
+                    sums = []
+            stops = bool(add_up(torch.tensor(float(is_terminated()), device=world.device), world))
+            if is_last or (every and self.step % every == 0):
+                self.last = self.evaluate()
+                if log is not None and self.last:
+                    log.write(self.step, self.last)
+            if is_last or stops or self.step % stage.run.save_every == 0:
+                self.save()
+            if stops and not is_last:
+                return Outcome(folder=self.folder, step=self.step, is_done=False, last=self.last)
+            if pace is not None:
+                pace.go_on()
+        self.export()
+        return Outcome(folder=self.folder / "final", step=self.step, is_done=True, last=self.last)
+
+    def _pace(self) -> Pace:
+        stage, world = self.stage, self.world
+        share = 1.0 if stage.loss.kind == "autoregressive" else 0.5
+        flops = model_flops(self.config, stage.data.length, masked_share=share, lora=stage.lora)
+        return Pace(
+            total_steps=stage.steps,
+            tokens_per_step=stage.tokens_per_step,
+            flops_per_token=flops.total,
+            peak=matmul_peak(world.device, self.precision) * world.size,
+        )
+
+    def _record(self, sums: list[Tensor], pace: Pace) -> dict[str, Any]:
+        """The numbers of the steps since the last record."""
+        total = torch.stack(sums).sum(0)
+        found = dict(zip(STATISTICS, total.tolist(), strict=False))
+        bins = total[len(STATISTICS) :].tolist()
+        record: dict[str, Any] = {
+            "nelbo": found["elbo"] / max(found["maskable"], 1.0),
+            "masked_ce": found["nll"] / found["tokens"] if found["tokens"] else None,
+            "end_ce": found["end_nll"] / found["end_tokens"] if found["end_tokens"] else None,
+            "loss_by_level": [
+                total / count if count else None
+                for total, count in zip(bins[:LEVEL_BINS], bins[LEVEL_BINS:], strict=True)
+            ],
+            "lr": lr_factor(self.stage.schedule, self.step - 1) * self.stage.optimiser.lr,
+            "tokens": self.step * self.stage.tokens_per_step,
+            "epoch": max(self.rows.epochs_at(self.step * self.stage.data.rows)),
+            **pace.read(self.step),
+            "memory_bytes": peak_memory(self.world.device),
+        }
+        if self.stage.loss.kind == "autoregressive":
+            del record["loss_by_level"]  # every token is at the same level
+        return record
+
+    # What is measured and written
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out loss on all ranks, then tasks and trajectory on the first."""
+        stage, settings = self.stage, self.stage.evaluation
+        found: dict[str, float] = {}
+        with self.ema.swapped_in() if self.ema is not None else nullcontext():
+            if self.heldout is not None and settings.documents > 0:
+                found |= heldout_loss(
+                    self.trainee,
+                    self.heldout,
+                    loss=stage.loss,
+                    config=self.config,
+                    num_rows=min(settings.documents, sum(source.num_rows for source in self.heldout.sources)),
+                    samples=settings.samples,
+                    micro_rows=stage.data.micro_rows,
+                    precision=self.precision,
+                    world=self.world,
+                )
+            if self.has_evaluator:
+                plain = self.plain()
+                if plain is not None and self.evaluator is not None:
+                    found |= self.evaluator(plain, self.network.tokenizer, step=self.step, folder=self.folder)
+                wait_for_all(self.world)
+        return found
+
+    def plain(self) -> Backbone | None:
+        """A copy of the network in one piece with adapters merged, on the first rank; None on the others."""
+        weights = state.whole_weights(self.trainee, self.world)
+        if not self.world.is_first:
+            return None
+        return _copy(self.network.backbone, weights)
+
+    def save(self) -> None:
+        meta = state.Meta(step=self.step, settings=as_record(self.stage), architecture=self.architecture)
+        state.save(self.folder / "checkpoints", meta, self.trained, world=self.world, keep=self.stage.run.keep)
+
+    def load(self, checkpoint: Path) -> None:
+        self.step = state.load(checkpoint, self.trained, architecture=self.architecture).step
+
+    def export(self) -> None:
+        """Write `final/`: the network, its tokenizer, and the adapter where there is one."""
+        final = self.folder / "final"
+        with self.ema.swapped_in() if self.ema is not None else nullcontext():
+            if self.stage.lora is not None:
+                adapter = self.folder / "adapter"
+                save_adapter(self.network.backbone, adapter, self.stage.lora, base_name=self.network.source)
+            plain = self.plain()
+        if plain is not None:
+            final.mkdir(parents=True, exist_ok=True)
+            self.network.tokenizer.save(final)
+            save_folder(plain, final)
+        wait_for_all(self.world)
+
+
+def open_mixture(sources: tuple[SourceSettings, ...], stage: StageSettings, tokenizer: Tokenizer) -> "Mixture":
+    """The rows of some sources, checked against the tokenizer."""
+    from unmask.data.rows import Mixture, PackedRows, RowSource, WindowRows
+    from unmask.data.shards import Shards, fingerprint
+
+    if not sources:
+        raise SettingsError(
+            "the stage has nothing to train on: build shards with `unmask data build` and give their folder, as in "
+            "--set data.train.0.path=FOLDER in a recipe that names a source"
+        )
+    opened: list[RowSource] = []
+    for number, source in enumerate(sources):
+        shards = Shards.open(Path(source.path))
+        shards.check_tokenizer(fingerprint(tokenizer))
+        if source.rows == "windows":
+            opened.append(WindowRows(shards, stage.data.length))
+            continue
+        pad_id = _pad_id(tokenizer)
+        opened.append(
+            PackedRows(
+                shards,
+                stage.data.length,
+                end_tokens=source.end_tokens,
+                canvas=source.canvas,
+                pad_id=pad_id,
+                seed=derive_seed(stage.seed, "canvas", number),
+                on_long=source.on_long,
+            )
+        )
+    return Mixture(opened, tuple(source.parts for source in sources), seed=derive_seed(stage.seed, "rows"))
+
+
+def _pad_id(tokenizer: Tokenizer) -> int:
+    pad = next((tokenizer.token_to_id(name) for name in ("<|dlm_pad|>",)), None)
+    pad = tokenizer.pad_id if pad is None else pad
+    pad = tokenizer.eos_id if pad is None else pad
+    if pad is None:
+        raise TaskError(
+            "the tokenizer has neither a pad token nor an end token to put behind answers; take a checkpoint's own "
+            "tokenizer, or make one with `unmask data tokenizer`"
+        )
+    return pad
+
+
+def _copy(backbone: Backbone, weights: Mapping[str, Tensor]) -> Backbone:
+    """A network of its own with these weights (`Trainee` names them), adapters merged."""
+    with torch.device("meta"):
+        out = Backbone(backbone.config)
+    adapted = {name: module.scale for name, module in lora_layers(backbone)}
+    for name, _ in list(out.named_parameters()):
+        values = weights[f"backbone.{name}"].detach()
+        owner, _, last = name.rpartition(".")
+        if owner in adapted and last == "weight":
+            A, B = (weights[f"backbone.{owner}.lora_{side}.weight"].detach().float() for side in "AB")
+            values = torch.add(values.float(), B @ A, alpha=adapted[owner]).to(values.dtype)
+        setattr(out.get_submodule(owner), last, nn.Parameter(values.cpu().clone(), requires_grad=False))
+    if backbone.config.tie_embeddings:
+        out.lm_head.weight = out.embed_tokens.weight
+    return out.eval()
+
+
+def _check_rows(stage: StageSettings, world: World) -> None:
+    rows, size = stage.data.rows, world.size
+    if rows % size:
+        near = max(size, round(rows / size) * size)
+        raise SettingsError(f"data.rows={rows} cannot be shared evenly among {size} processes; set data.rows={near}")
+
+
+def _check_blocks(stage: StageSettings, config: ModelConfig) -> None:
+    """Noise and attention must mean the same blocks, or none."""
+    corruption = stage.loss.corruption
+    if stage.loss.kind == "autoregressive" or (corruption.kind == "bernoulli"):
+        return
+    if config.attention == "block" and (corruption.kind, corruption.block_length) != ("block", config.block_length):
+        raise SettingsError(
+            f"the network attends in blocks of {config.block_length} and the corruption is {corruption.kind!r}"
+            + (f" with blocks of {corruption.block_length}" if corruption.block_length else "")
+            + f": each block needs a noise of its own; set loss.corruption.kind=block and "
+            f"loss.corruption.block_length={config.block_length}"
+        )
+    if config.attention != "block" and corruption.kind == "block":
+        raise SettingsError(
+            f"loss.corruption.kind=block, but the network attends {config.attention!r}; set model.attention=block with "
+            f"model.block_length={corruption.block_length}, or loss.corruption.kind=exact_k"
+        )
+
+
+def _checkpoint_to_resume(stage: StageSettings, folder: Path, *, resume: bool) -> Path | None:
+    checkpoint = state.latest(folder / "checkpoints")
+    if checkpoint is None:
+        return None
+    meta = state.read_meta(checkpoint)
+    if not resume:
+        raise CheckpointError(
+            f"{folder} holds a run at step {meta.step}; go on with --resume, or begin anew in another --output"
+        )
+    then, now = dict(meta.settings), as_record(stage)
+    for key in FREE_KEYS:
+        then.pop(key, None)
+        now.pop(key, None)
+    other = differences(then, now)
+    if other:
+        raise CheckpointError(
+            f"{checkpoint} was made with other settings; different are {', '.join(other[:4])}. "
+            "Resume with the settings of the run, or begin anew in another --output"
+        )
+    return checkpoint
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+@contextmanager
+def _terminated() -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGTERM has come: the loop then saves and ends in order."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, note)
+    except ValueError:  # not in the main thread
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _write_json(path: Path, record: Any) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

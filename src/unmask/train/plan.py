@@ -1,0 +1,274 @@
+"""What a run will cost, before it is started: parameters, tokens, FLOPs, memory per device, time.
+
+Arithmetic on the network's shape. Parameters are counted on a network without memory (PyTorch's meta device).
+
+FLOPs per token (Chowdhery et al., 2022, appendix B), two for each multiply-add, N the matrices of the layers:
+
+    forward    2 N  +  4 · layers · length · heads · head size  +  2 · masked share · vocabulary · width
+    backward   twice that; with LoRA once, because frozen matrices need no gradient of their own
+
+The vocabulary product counts at masked positions alone, since only they are predicted. Attention counts every pair,
+because a dense mask saves no work. Block training runs each row twice over, noisy and clean. What checkpointing
+recomputes is work but not progress: it is no part of these FLOPs, so an MFU is comparable with and without it.
+
+Memory is what weights, gradients, optimiser, activations and logits hold at the peak; allocator, kernels' workspaces
+and messages between devices come on top (10 to 20 % in practice).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from unmask.model.backbone import Backbone
+from unmask.model.config import ModelConfig
+from unmask.model.lora import LoraSettings, add_lora
+
+PEAKS = {"a100": 312e12, "h100": 989e12}
+"""FLOP/s of one device for dense bfloat16 products, from the makers' data sheets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Counts of parameters; a tied matrix counts once."""
+
+    total: int
+    trainable: int
+    layers: int
+    """In the matrices of the blocks: those that every token is multiplied by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Floating-point operations per token of a row."""
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes per device at the peak."""
+
+    weights: int
+    gradients: int
+    optimiser: int
+    ema: int
+    working_weights: int
+    """Gathered from the other devices, or cast to bfloat16, while they are used."""
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        held = self.weights + self.gradients + self.optimiser + self.ema
+        return held + self.working_weights + self.activations + self.logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The cost of one stage of training."""
+
+    parameters: Parameters
+    steps: int
+    tokens: int
+    flops_per_token: Flops
+    memory: Memory
+    devices: int
+    mfu: float
+    peak: float
+    """FLOP/s of one device."""
+
+    @property
+    def flops(self) -> float:
+        """Of the whole run."""
+        return self.tokens * self.flops_per_token.total
+
+    @property
+    def seconds(self) -> float:
+        """At the stated share of the peak."""
+        return self.flops / (self.devices * self.peak * self.mfu)
+
+
+def make_plan(
+    config: ModelConfig,
+    *,
+    length: int,
+    rows: int,
+    micro_rows: int,
+    steps: int,
+    devices: int = 1,
+    is_sharded: bool = True,
+    lora: LoraSettings | None = None,
+    optimiser: Literal["adamw", "muon"] = "adamw",
+    ema: bool = False,
+    bfloat16: bool = True,
+    checkpoint_layers: bool = False,
+    chunk: int = 2048,
+    masked_share: float = 0.5,
+    mfu: float = 0.4,
+    peak: float = PEAKS["h100"],
+) -> Plan:
+    """The plan of a stage: `rows` rows of `length` tokens per step over all devices, `micro_rows` per forward of one.
+
+    `masked_share` is the mean share of predicted positions: half with noise levels uniform in [0, 1], 1 for an
+    autoregressive loss. `chunk` is how many words are scored at a time.
+    """
+    parameters = count_parameters(config, lora=lora)
+    memory = memory_per_device(
+        config,
+        parameters,
+        rows=micro_rows,
+        length=length,
+        shards=devices if is_sharded else 1,
+        optimiser=optimiser,
+        ema=ema,
+        bfloat16=bfloat16,
+        checkpoint_layers=checkpoint_layers,
+        chunk=chunk,
+    )
+    return Plan(
+        parameters=parameters,
+        steps=steps,
+        tokens=steps * rows * length,
+        flops_per_token=model_flops(config, length, masked_share=masked_share, lora=lora),
+        memory=memory,
+        devices=devices,
+        mfu=mfu,
+        peak=peak,
+    )
+
+
+def count_parameters(config: ModelConfig, *, lora: LoraSettings | None = None) -> Parameters:
+    """Parameters of the network, and those that are trained: all of them, or LoRA's."""
+    with torch.device("meta"):
+        backbone = Backbone(config)
+    layers = sum(p.numel() for p in backbone.layers.parameters() if p.ndim == 2)
+    if lora is not None:
+        add_lora(backbone, lora, seed=0)
+    parameters = list(backbone.parameters())
+    return Parameters(
+        total=sum(parameter.numel() for parameter in parameters),
+        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        layers=layers,
+    )
+
+
+def model_flops(
+    config: ModelConfig, length: int, *, masked_share: float = 0.5, lora: LoraSettings | None = None
+) -> Flops:
+    """FLOPs per token of a row of `length` tokens, forward and backward."""
+    copies = _copies(config)
+    matrices = copies * 2 * count_parameters(config).layers
+    attention = copies**2 * 4 * config.num_layers * length * config.num_heads * config.head_dim
+    head = 2 * masked_share * config.vocab_size * config.hidden_size
+    forward = matrices + attention + head
+    if lora is None:
+        return Flops(forward=forward, backward=2 * forward)
+    counted = count_parameters(config, lora=lora)
+    embeddings = config.vocab_size * config.hidden_size if lora.train_embeddings else 0
+    pairs = copies * 2 * (counted.trainable - embeddings)
+    # A frozen matrix passes the gradient on and has none of its own; attention has two operands and so two gradients.
+    trains_head = lora.train_embeddings and config.tie_embeddings
+    backward = matrices + 2 * attention + (2 if trains_head else 1) * head + 2 * pairs
+    return Flops(forward=forward + pairs, backward=backward)
+
+
+def memory_per_device(
+    config: ModelConfig,
+    parameters: Parameters,
+    *,
+    rows: int,
+    length: int,
+    shards: int = 1,
+    optimiser: Literal["adamw", "muon"] = "adamw",
+    ema: bool = False,
+    bfloat16: bool = True,
+    checkpoint_layers: bool = False,
+    chunk: int = 2048,
+) -> Memory:
+    """Bytes on one device that sends `rows` rows of `length` tokens through the network at a time.
+
+    Weights, gradients and what the optimiser keeps are float32. AdamW keeps two numbers per trained parameter; Muon
+    keeps one for a hidden matrix and two for the rest.
+    """
+    keys = length * _copies(config)
+    positions = rows * keys
+    one_layer = parameters.layers // config.num_layers
+    trained = parameters.trainable
+    hidden = min(parameters.layers, trained) if optimiser == "muon" else 0
+    outside = config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
+    gathered = 4 * (2 * one_layer + outside) if shards > 1 else 0  # this layer and the next; the rest throughout
+    cast = 2 * parameters.layers if bfloat16 else 0  # autocast keeps its copies until the forward pass is over
+    per_layer = activation_bytes(config, keys=keys, bfloat16=bfloat16)
+    residual = 4 * config.hidden_size
+    kept = config.num_layers * residual + per_layer if checkpoint_layers else config.num_layers * per_layer
+    return Memory(
+        weights=4 * parameters.total // shards,
+        gradients=4 * trained // shards,
+        optimiser=4 * (2 * trained - hidden) // shards,
+        ema=4 * trained // shards if ema else 0,
+        working_weights=gathered + cast,
+        activations=positions * (kept + 2 * residual),
+        logits=2 * 4 * rows * length * min(chunk, config.vocab_size),  # and their gradient
+    )
+
+
+def activation_bytes(config: ModelConfig, *, keys: int, bfloat16: bool = True) -> int:
+    """Bytes per position that one layer keeps for its backward pass, with `keys` positions to attend to.
+
+    Counted from the tensors that autograd saves (a test counts them again). The residual stream and the norms are
+    float32 under autocast; each of the seven products keeps its own input, and the dense mask is kept as numbers of the
+    queries' dtype, once for each query head of a group.
+    """
+    size = 2 if bfloat16 else 4
+    widths = (26 if bfloat16 else 24) * config.hidden_size + 4 * size * config.intermediate_size
+    heads = size * config.head_dim * (3 * config.num_heads + 2 * config.num_kv_heads)
+    mask = size * keys * (config.num_heads // config.num_kv_heads)
+    return widths + heads + mask + 4 * (config.num_heads + 2)
+
+
+def render(plan: Plan) -> str:
+    """The plan as a table of two columns, for `--plan`."""
+    counted, memory = plan.parameters, plan.memory
+    rows = [
+        ("parameters", f"{_scaled(counted.total)}, of which trained {_scaled(counted.trainable)}"),
+        ("steps", f"{plan.steps:,} of {_scaled(plan.tokens / plan.steps)} tokens"),
+        ("tokens", _scaled(plan.tokens)),
+        ("FLOPs", f"{plan.flops:.2e}, or {_scaled(plan.flops_per_token.total)} per token"),
+        ("memory per device", f"{_gib(memory.total)} of {plan.devices} device{'s' * (plan.devices > 1)}"),
+        ("  weights", _gib(memory.weights)),
+        ("  gradients", _gib(memory.gradients)),
+        ("  optimiser", _gib(memory.optimiser)),
+        ("  average (EMA)", _gib(memory.ema)),
+        ("  weights in use", _gib(memory.working_weights)),
+        ("  activations", _gib(memory.activations)),
+        ("  logits", _gib(memory.logits)),
+        ("time", f"{_duration(plan.seconds)} at an MFU of {plan.mfu:.0%} of {plan.peak / 1e12:,.0f} TFLOP/s a device"),
+    ]
+    return "\n".join(f"{name:<20}{value}" for name, value in rows)
+
+
+def _copies(config: ModelConfig) -> int:
+    return 2 if config.attention == "block" else 1
+
+
+def _scaled(number: float) -> str:
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
