@@ -53,7 +53,7 @@ WORDINGS = 2  # of the three that a question can have
 CANVAS = (24, 96)  # tokens of an answer's region, end tokens included
 
 _RUN = RunSettings(save_every=100, keep=2, log_every=10)
-_EVALUATION = EvaluationSettings(every=250, documents=128, samples=8)
+_EVALUATION = EvaluationSettings(every=100, documents=64, samples=8)
 _PROMPT = (
     "Write a Python function `solve(xs: list[int]) -> int`. Keep the even numbers and return the sum of the numbers."
 )
@@ -90,7 +90,7 @@ def recipe(folder: Path) -> Recipe:
         corruption=Corruption(kind="exact_k", truncate_share=0.01, clean_prefix_share=0.01), objective=bound
     )
     autoregressive = LossSettings(kind="autoregressive", objective=Objective(weight="none", normaliser="token"))
-    optimiser = OptimiserSettings(kind="adamw", lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    optimiser = OptimiserSettings(kind="muon", lr=4e-3, betas=(0.9, 0.95), weight_decay=0.1)
 
     pretrain = StageSettings(
         name="pretrain",
@@ -99,7 +99,7 @@ def recipe(folder: Path) -> Recipe:
         data=texts,
         loss=autoregressive,
         optimiser=optimiser,
-        schedule=Schedule(kind="wsd", total_steps=600, warmup_steps=50, decay_share=0.2, final_share=0.3),
+        schedule=Schedule(kind="wsd", total_steps=400, warmup_steps=30, decay_share=0.2, final_share=0.3),
         run=_RUN,
         evaluation=_EVALUATION,
     )
@@ -108,9 +108,9 @@ def recipe(folder: Path) -> Recipe:
         note="The causal mask opens over the first half; the loss jumps, then falls as the new sight is used.",
         model=ModelSettings(source=str(folder / "pretrain" / "final"), attention="full", init_mask_row=True),
         data=texts,
-        loss=replace(from_texts, anneal_steps=250),
-        optimiser=replace(optimiser, lr=1e-3),
-        schedule=Schedule(kind="wsd", total_steps=500, warmup_steps=50, decay_share=0.2, final_share=0.3),
+        loss=replace(from_texts, anneal_steps=150),
+        optimiser=replace(optimiser, lr=2e-3),
+        schedule=Schedule(kind="wsd", total_steps=300, warmup_steps=30, decay_share=0.2, final_share=0.3),
         run=_RUN,
         evaluation=_EVALUATION,
     )
@@ -121,7 +121,7 @@ def recipe(folder: Path) -> Recipe:
         model=ModelSettings(source=str(folder / "adapt" / "final")),
         data=suite,
         loss=from_texts,
-        schedule=Schedule(kind="cosine", total_steps=500, warmup_steps=30, final_share=0.3),
+        schedule=Schedule(kind="cosine", total_steps=300, warmup_steps=30, final_share=0.3),
     )
     sft = StageSettings(
         name="sft",
@@ -129,11 +129,11 @@ def recipe(folder: Path) -> Recipe:
         model=ModelSettings(source=str(folder / "mid" / "final")),
         data=pairs,
         loss=diffusion,
-        optimiser=replace(optimiser, lr=1e-3),
-        schedule=Schedule(kind="cosine", total_steps=1500, warmup_steps=50, final_share=0.05),
+        optimiser=replace(optimiser, lr=2e-3),
+        schedule=Schedule(kind="cosine", total_steps=800, warmup_steps=50, final_share=0.05),
         ema=0.998,
         run=_RUN,
-        evaluation=replace(_SCORED, every=300),
+        evaluation=replace(_SCORED, every=200),
     )
     twin_mid = replace(
         mid,
