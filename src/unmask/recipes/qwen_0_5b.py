@@ -47,8 +47,8 @@ def recipe(folder: Path) -> Recipe:
     data = folder / "data"
     full = StageSettings(
         name="full",
-        note="Every weight. The masked loss falls from about 8 to 2 nats in the first 500 steps of an open mask, then "
-        "slowly; full bidirectional attention needs 1 B tokens and more to come near its parent.",
+        note="Every weight. Others report a masked loss that stays near 2 nats for long, and 1 B tokens and more until "
+        "full attention comes near its parent; watch pass_at_1 rather than the loss.",
         model=ModelSettings(source=SOURCE, config=SHAPE, attention="full", mask_token="#151666", init_mask_row=True),
         data=DataSettings(
             train=(SourceSettings(path=str(data / "pairs"), rows="pairs", canvas=(32, 512), on_long="drop"),),
@@ -74,7 +74,7 @@ def recipe(folder: Path) -> Recipe:
     return Recipe(
         name="qwen_0_5b",
         summary="Qwen2.5-Coder-0.5B-Instruct to a diffusion model, every weight or LoRA",
-        needs=f"one GPU of 24 GiB, about 12 hours on an A100 for `full`, 4 for `lora`; pairs as shards in {data}/pairs "
-        f"and {data}/heldout (`unmask data build pairs.jsonl --tokenizer {SOURCE} --output {data}/pairs`)",
+        needs="one GPU of 24 GiB; at 40 % of an A100's peak 8 hours for `full`, 2 for `lora`; pairs as shards in "
+        f"{data}/pairs and {data}/heldout (`unmask data build pairs.jsonl --tokenizer {SOURCE} --output {data}/pairs`)",
         stages=(full, lora),
     )

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from unmask.errors import CheckpointError, SettingsError
 from unmask.model import hub
+from unmask.model.adapter import merge_adapter
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import load_folder, read_config
 from unmask.model.config import ModelConfig
 from unmask.model.gguf import GGUFFile, load_gguf
-from unmask.model.lora import LoraSettings, add_lora
+from unmask.model.lora import LoraSettings, add_lora, load_adapter_weights
 from unmask.seeds import derive_seed
 from unmask.text.gguf_tokenizer import tokenizer_from_gguf
 from unmask.text.tokenizer import Tokenizer
@@ -70,6 +71,8 @@ def build_network(settings: ModelSettings, *, kind: Kind, lora: LoraSettings | N
             f"the tokenizer has {tokenizer.vocab_size} ids and the network scores {backbone.config.vocab_size}; "
             "take the tokenizer of the same checkpoint, or a network with a larger vocab_size"
         )
+    if settings.adapter and lora is None:
+        merge_adapter(backbone, Path(settings.adapter))
     for parameter in backbone.parameters():
         parameter.requires_grad_(True)
     if settings.init_mask_row:
@@ -77,6 +80,8 @@ def build_network(settings: ModelSettings, *, kind: Kind, lora: LoraSettings | N
         init_row(backbone, backbone.config.mask_id, seed=seed)
     if lora is not None:
         add_lora(backbone, lora, seed=seed)
+        if settings.adapter:
+            load_adapter_weights(backbone, Path(settings.adapter), lora)
     return Network(backbone=backbone.train(), tokenizer=tokenizer, source=source)
 
 

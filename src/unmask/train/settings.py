@@ -34,6 +34,9 @@ class ModelSettings:
     config: ModelConfig | None = None
     """The shape of a network that is trained from nothing. Beside a source: what `--plan` counts with."""
 
+    adapter: str = ""
+    """Folder of a LoRA adapter in PEFT's format: trained on with `lora`, merged at the start without."""
+
     tokenizer: str = ""
     """Folder of the tokenizer; empty: the source's."""
 
