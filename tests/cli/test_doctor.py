@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from unmask.model import hub
 from unmask.version import __version__
 
 from checkpoints import write_checkpoint
@@ -17,6 +18,7 @@ KEYS = ["unmask", "python", "torch", "gguf", "system", "device", "threads", "mem
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in {"UNMASK_OFFLINE": "1", "UNMASK_HOME": tmp_path / "home", "HF_HOME": tmp_path}.items():
         monkeypatch.setenv(variable, str(value))
+    monkeypatch.setattr(hub, "PACKAGE", tmp_path / "package")
 
 
 def report(text: str) -> dict[str, str]:

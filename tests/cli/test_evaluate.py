@@ -16,6 +16,7 @@ from unmask.errors import SandboxError
 from unmask.evaluate.folder import RUN, SAMPLES
 from unmask.evaluate.result import load_result
 from unmask.evaluate.samples import SampleLog
+from unmask.model import hub
 from unmask.sandbox import executor as sandbox
 from unmask.sandbox.executor import Job
 from unmask.sandbox.verdict import Verdict
@@ -117,6 +118,23 @@ def test_one_command_draws_judges_and_reports(tasks: Path, folders: dict[str, Pa
     assert "judged by fake on Python 3.11.7: nothing runs" in outcome.text
     assert "result.json and report.html are in out" in outcome.err
     assert {path.name for path in Path("out").iterdir()} == {RUN, SAMPLES, "result.json", "report.html"}
+
+
+def test_a_model_of_the_table_is_asked_as_the_table_says(
+    tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "PACKAGE", tmp_path / "package")
+    write_checkpoint(tmp_path / "package" / "weights" / "tiny", "full", chat=True)
+    steps = ("--limit", 1, "--steps", 2, "--dtype", "float32")
+    for more, preset, room in (
+        ((), "diffucoder", 96),
+        (("--preset", "plain", "--max-new-tokens", 7), "plain", 7),
+    ):
+        outcome = unmask("evaluate", tasks, "-m", "tiny", *steps, *more, "-o", preset)
+        assert outcome.code == 0, outcome
+        protocol = json.loads((Path(preset) / RUN).read_text())
+        assert protocol["preset"] == preset
+        assert [cell["max_new_tokens"] for cell in protocol["cells"].values()] == [room]
 
 
 def test_json_is_one_object_with_what_was_promised(tasks: Path, folders: dict[str, Path]) -> None:

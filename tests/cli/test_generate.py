@@ -18,6 +18,7 @@ from unmask import trajectory as trajectories
 from unmask.decode import session
 from unmask.decode.run import Run
 from unmask.decode.session import Model, load
+from unmask.model import hub
 from unmask.trajectory import StepEvent
 
 from checkpoints import CHATML, END_ID, VOCAB_SIZE, scripted, spell, tiny_model, write_checkpoint, write_gguf
@@ -606,3 +607,34 @@ def test_a_full_memory_is_told_without_a_traceback(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(session, "load", load)
     assert refusal("generate", PROMPT).startswith("the memory is used up; take a smaller model")
+
+
+# A model that comes with the package
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package has weights for `tiny`: a random network that holds conversations."""
+    monkeypatch.setattr(hub, "PACKAGE", tmp_path / "package")
+    return write_checkpoint(tmp_path / "package" / "weights" / "tiny", "full", chat=True)
+
+
+def test_tiny_answers_without_a_network_and_with_the_room_it_was_trained_on(packaged: Path) -> None:
+    outcome = unmask("generate", PROMPT, "-m", "tiny", "--dtype", "float32", "--steps", 2, "--json", "-q")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.text)["model"] == "tiny"
+    assert json.loads(outcome.text)["settings"]["max_new_tokens"] == 96
+
+
+def test_a_room_that_is_given_goes_before_the_models_own(packaged: Path) -> None:
+    more = ("--dtype", "float32", "--steps", 2, "--max-new-tokens", 400, "--json", "-q")
+    outcome = unmask("generate", PROMPT, "-m", "tiny", *more)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.text)["settings"]["max_new_tokens"] == 400
+
+
+def test_a_package_without_the_weights_is_told_in_one_line(packaged: Path) -> None:
+    shutil.rmtree(packaged)
+    message = refusal("generate", PROMPT, "-m", "tiny")
+    assert message.startswith(f"tiny is part of the unmask package, but {packaged} is not there: install unmask again")
+    assert "\n" not in message

@@ -20,7 +20,7 @@ from unmask.trajectory import Commit, Step, Trajectory, save
 
 from command_line import Outcome, refusal, unmask
 
-VERBS = ("generate", "chat", "infill", "replay", "evaluate", "models", "data", "doctor")
+VERBS = ("generate", "chat", "infill", "replay", "evaluate", "train", "models", "data", "doctor")
 
 
 @pytest.fixture(autouse=True)

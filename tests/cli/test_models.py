@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from unmask.cli import models as cli
-from unmask.errors import DownloadError, UnknownModelError
+from unmask.errors import DownloadError, SettingsError, UnknownModelError
 from unmask.model import hub
 from unmask.model.hub import Progress, Resolved
 from unmask.model.table import models
@@ -35,6 +36,17 @@ def here(home: Path) -> Path:
     folder = home / SMALL
     folder.mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_bytes(b"x" * 1000)
+    return folder
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that has the weights of `tiny`."""
+    monkeypatch.setattr(hub, "PACKAGE", tmp_path / "package")
+    folder = tmp_path / "package" / "weights" / "tiny"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "README.md"):
         (folder / name).write_bytes(b"x" * 1000)
     return folder
 
@@ -109,6 +121,43 @@ def test_show_of_an_unknown_model_names_the_nearest() -> None:
     assert str(caught.value).startswith(
         "'smollm2-135m-instrct' is not a model of the table: did you mean smollm2-135m-instruct"
     )
+
+
+def test_a_model_of_the_package_is_listed_as_here_without_a_download(packaged: Path) -> None:
+    rows = {line.split("\t")[0]: line.split("\t")[1:] for line in run("list")[0].splitlines()}
+    assert rows["tiny"][:5] == ["qwen2", "6955264", "0", "apache-2.0", str(packaged)]
+
+
+def test_show_of_a_model_of_the_package_points_to_its_card(packaged: Path) -> None:
+    lines = dict(line.split("\t") for line in run("show", "tiny")[0].splitlines())
+    assert lines["download"] == "none"
+    assert lines["source 1"] == "the unmask package"
+    assert (lines["max_new_tokens"], lines["preset"]) == ("96", "diffucoder")
+    assert lines["in package"] == str(packaged)
+    assert lines["card"] == str(packaged / "README.md")
+    record = json.loads(run("show", "tiny", "--json")[0])
+    assert record["sources"] == [{"kind": "package", "path": "weights/tiny", "bytes": None, "sha256": None}]
+    assert record["defaults"] == {"max_new_tokens": 96, "preset": "diffucoder"}
+
+
+def test_show_says_so_when_the_package_came_without_the_weights(packaged: Path) -> None:
+    shutil.rmtree(packaged)
+    lines = dict(line.split("\t") for line in run("show", "tiny")[0].splitlines())
+    assert lines["in package"] == "no"
+    assert "card" not in lines
+
+
+def test_pull_of_a_model_of_the_package_fetches_nothing(packaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASK_OFFLINE", "1")
+    out, err = run("pull", "tiny")
+    assert out == f"{packaged}\n"
+    assert err == "tiny: 4.0 kB in 0.0 s; source: the unmask package\n"
+
+
+def test_rm_of_a_model_of_the_package_is_refused(packaged: Path) -> None:
+    with pytest.raises(SettingsError, match="tiny is part of the unmask package and not of a cache"):
+        run("rm", "tiny")
+    assert (packaged / "model.safetensors").exists()
 
 
 def test_pull_prints_the_path_and_tells_the_source_on_stderr(here: Path) -> None:

@@ -20,7 +20,9 @@ from unmask.decode.run import Generation, Run
 from unmask.decode.session import Model, load
 from unmask.decode.settings import DecodeSettings
 from unmask.errors import CanvasError, CheckpointError, SettingsError, TextError, TrajectoryError, UnknownModelError
+from unmask.model import hub
 from unmask.model.config import Override
+from unmask.model.table import Defaults
 from unmask.text.chat import Message
 from unmask.text.tokenizer import Tokenizer
 from unmask.trajectory import Commit, Step, Trajectory, first_difference, save
@@ -548,3 +550,19 @@ def test_a_mask_token_that_the_config_does_not_know_is_pointed_out(tmp_path: Pat
     with pytest.raises(CheckpointError, match=r"--mask-id 256 --attention full"):
         load(str(folder))
     assert load(str(folder), override=Override(attention="causal")).backbone.config.mask_id is None
+
+
+def test_the_models_own_room_serves_where_none_is_given(chatty: Model) -> None:
+    model = Model(chatty.backbone, chatty.tokenizer, defaults=Defaults(max_new_tokens=5))
+    assert model.generate(PROMPT).trajectory.settings["max_new_tokens"] == 5
+    assert model.generate(PROMPT, max_new_tokens=3).trajectory.settings["max_new_tokens"] == 3
+    assert model.chat([Message("user", PROMPT)]).trajectory.settings["max_new_tokens"] == 5
+    assert chatty.settings({}) == DecodeSettings()
+
+
+def test_load_brings_the_defaults_of_the_model_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "PACKAGE", tmp_path / "package")
+    folder = write_checkpoint(tmp_path / "package" / "weights" / "tiny", "full", chat=True)
+    assert load("tiny").defaults == Defaults(max_new_tokens=96, preset="diffucoder")
+    assert load(str(folder)).defaults == Defaults()

@@ -14,6 +14,7 @@ from unmask.evaluate.prompts import (
     preset_for,
     render,
 )
+from unmask.model.table import models
 
 STUB = '\n\ndef add(a, b):\n    """Add {two} numbers."""\n'
 TASK = Task(task_id="HumanEval/0", prompt=STUB, instruction="Add two numbers.\n", suffix="\n# end", entry_point="add")
@@ -133,6 +134,17 @@ def test_chat_models_get_evalplus_and_base_models_base() -> None:
     assert preset_for(is_chat=True, kind="instruct").name == "evalplus"
     assert preset_for(is_chat=False, kind="complete").name == "base"
     assert preset_for(is_chat=True, kind="infill").name == "base"
+
+
+def test_a_models_own_preset_goes_before_these_but_for_holes() -> None:
+    assert preset_for(is_chat=True, kind="complete", own="diffucoder").name == "diffucoder"
+    assert preset_for(is_chat=True, kind="infill", own="diffucoder").name == "base"
+
+
+def test_every_preset_that_the_model_table_names_is_one() -> None:
+    named = [entry.defaults.preset for entry in models() if entry.defaults.preset is not None]
+    assert named == ["diffucoder"]
+    assert set(named) <= set(PRESETS)
 
 
 def test_every_preset_says_whose_it_is() -> None:

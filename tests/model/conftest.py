@@ -6,7 +6,7 @@ import huggingface_hub
 import pytest
 
 from unmask.model import hub, wheels
-from unmask.model.table import HubSource, PypiSource
+from unmask.model.table import Source
 
 from sources import FakeHub, FakePip, Table, entry
 
@@ -37,7 +37,7 @@ def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> Table:
-    def use(*sources: HubSource | PypiSource) -> None:
+    def use(*sources: Source) -> None:
         known = entry(*sources)
         monkeypatch.setattr(hub, "models", lambda: (known,))
         monkeypatch.setattr(hub, "find", lambda name: known if name == "tiny" else None)

@@ -1,15 +1,32 @@
 """Where checkpoints come from: the order of looking, names and revisions, no network, and removing."""
 
+import dataclasses
 import errno
+import hashlib
 import shutil
 from pathlib import Path
 
 import pytest
 
 from unmask.errors import CheckpointError, DownloadError, SettingsError, UnknownModelError
+from unmask.model import hub
 from unmask.model.hub import Resolved, cached, remove, resolve
 
-from sources import DATA, FOLDER, HUB_FILE, HUB_FOLDER, PYPI, SHA256, FakeHub, FakePip, Table, failure, write_folder
+from sources import (
+    DATA,
+    DEFAULTS,
+    FOLDER,
+    HUB_FILE,
+    HUB_FOLDER,
+    PACKAGED,
+    PYPI,
+    SHA256,
+    FakeHub,
+    FakePip,
+    Table,
+    failure,
+    write_folder,
+)
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -19,10 +36,19 @@ def test_an_existing_path_wins_over_a_name_of_the_table(
 ) -> None:
     table(PYPI)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny").mkdir()
+    write_folder(tmp_path / "tiny")
     assert resolve("tiny") == Resolved(path=Path("tiny"), source="local folder", name="tiny")
     (tmp_path / "x.gguf").write_bytes(DATA)
     assert resolve(str(tmp_path / "x.gguf")).source == "local file"
+
+
+def test_a_folder_without_a_checkpoint_does_not_hide_a_name_of_the_table(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(PYPI)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny" / "sft").mkdir(parents=True)
+    assert resolve("tiny").source == str(PYPI)
 
 
 def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path) -> None:
@@ -159,3 +185,71 @@ def test_a_folder_that_cannot_be_removed_is_told(table: Table, monkeypatch: pyte
     monkeypatch.setattr(shutil, "rmtree", refuse)
     with pytest.raises(CheckpointError, match=r"tiny could not be removed: .*Permission denied; delete the file by"):
         remove("tiny")
+
+
+# What comes with the package
+
+
+@pytest.fixture
+def package(tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package whose `weights/tiny` is a whole checkpoint of one file."""
+    table(PACKAGED)
+    monkeypatch.setattr(hub, "PACKAGE", tmp_path / "package")
+    folder = tmp_path / "package" / "weights" / "tiny"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_bytes(DATA)
+    return folder
+
+
+def test_a_model_of_the_package_is_used_where_it_lies_and_asks_no_network(
+    package: Path, home: Path, fake_hub: FakeHub, pip: FakePip
+) -> None:
+    expected = Resolved(path=package, source="the unmask package", name="tiny", defaults=DEFAULTS)
+    assert resolve("tiny") == resolve("tiny", offline=True) == expected
+    assert cached("tiny") == package
+    assert (fake_hub.asked, pip.fetched, home.exists()) == (0, [], False)
+
+
+def test_the_weights_of_the_package_are_checked_where_their_hash_is_known(package: Path, table: Table) -> None:
+    right = dataclasses.replace(PACKAGED, bytes=len(DATA), sha256=SHA256)
+    table(right)
+    assert resolve("tiny").path == package
+    table(dataclasses.replace(right, bytes=5))
+    with pytest.raises(CheckpointError, match=rf"model.safetensors has {len(DATA)} bytes instead of 5: install unmask"):
+        resolve("tiny")
+    table(dataclasses.replace(right, sha256=hashlib.sha256(b"").hexdigest()))
+    with pytest.raises(CheckpointError, match=r"model.safetensors has sha256 .* instead of e3b0c44"):
+        resolve("tiny")
+    assert (package / "model.safetensors").exists()
+
+
+def test_a_checkout_without_the_weights_says_so_and_what_to_do(package: Path) -> None:
+    (package / "model.safetensors").unlink()
+    assert cached("tiny") is None
+    with pytest.raises(CheckpointError, match="tiny is not whole: install unmask again"):
+        resolve("tiny")
+    shutil.rmtree(package)
+    with pytest.raises(CheckpointError) as caught:
+        resolve("tiny")
+    assert str(caught.value) == (
+        f"tiny is part of the unmask package, but {package} is not there: install unmask again from a copy that "
+        "has the weights, or train them (`unmask train tiny`) and give the folder of its last stage"
+    )
+
+
+def test_a_model_of_the_package_has_no_revisions_and_is_not_removed(package: Path) -> None:
+    for name, revision in (("tiny", "v1"), ("tiny@v1", None)):
+        with pytest.raises(
+            SettingsError, match="revision='v1' was given for tiny, which is part of the unmask package"
+        ):
+            resolve(name, revision=revision)
+    with pytest.raises(SettingsError, match="tiny is part of the unmask package and not of a cache: it goes when"):
+        remove("tiny")
+    assert (package / "model.safetensors").exists()
+
+
+def test_the_real_package_folder_is_the_one_of_the_sources() -> None:
+    import unmask
+
+    assert Path(unmask.__file__).parent == hub.PACKAGE

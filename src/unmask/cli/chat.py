@@ -33,7 +33,7 @@ def chat(
     """
     from unmask.decode.session import settings_from
 
-    checked = settings_from(settings)
+    settings_from(settings)  # what is wrong is refused before a model is loaded
     loaded = model.load(quiet=quiet)
     if loaded.tokenizer.chat_template is None:
         raise TextError(
@@ -42,7 +42,7 @@ def chat(
         )
     if sys.stdin.isatty():
         print(f"{loaded.name}\n{_HELP}", file=sys.stderr)
-    _converse(loaded, checked, system=system, quiet=quiet)
+    _converse(loaded, loaded.settings(settings), system=system, quiet=quiet)
 
 
 def _converse(loaded: "Model", settings: "DecodeSettings", *, system: str | None, quiet: bool) -> None:

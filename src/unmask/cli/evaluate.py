@@ -61,7 +61,7 @@ def evaluate(
         str | None,
         _option(
             "--preset",
-            help="How to ask: base, evalplus, diffucoder, qwen, plain. [evalplus for chat models, else base]",
+            help="How to ask: base, evalplus, diffucoder, qwen, plain. [the model's, or evalplus; base without chat]",
             panel=_SAMPLING,
             metavar="NAME",
         ),
@@ -76,7 +76,12 @@ def evaluate(
     ] = None,
     max_new_tokens: Annotated[
         str | None,
-        _option("--max-new-tokens", help="Room; a list is a grid. [the preset's]", panel=_SAMPLING, metavar="N,…"),
+        _option(
+            "--max-new-tokens",
+            help="Room; a list is a grid. [the model's, else the preset's]",
+            panel=_SAMPLING,
+            metavar="N,…",
+        ),
     ] = None,
     policy: Annotated[
         str | None, _option("--policy", help="Order; a list is a grid. [entropy]", panel=_SAMPLING, metavar="NAME,…")
@@ -128,7 +133,8 @@ def evaluate(
     """Score a model on a benchmark, its programs run in a sandbox.
 
     Names: humaneval[+], mbpp[+], mbpp-sanitized, bigcodebench-{complete,instruct}[-hard],
-    infilling-{single-line,multi-line,random-span,random-span-light}, cruxeval-{input,output}.
+    infilling-{single-line,multi-line,random-span,random-span-light}, cruxeval-{input,output},
+    synthetic-{train,val,test,hard-train,hard-test}.
 
     Example: unmask evaluate humaneval+ -m diffucoder-7b-instruct --temperature 0.2,0.4 --registered temperature=0.2
     """

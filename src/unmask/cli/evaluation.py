@@ -84,7 +84,7 @@ class Drawing:
             find_preset(self.preset)
 
     def cells(self, *, room: int | None = None) -> "tuple[Cell, ...]":
-        """The grid; `room` is the preset's answer length, for when none was asked for."""
+        """The grid; `room` is the answer length of the model or the preset, for when none was asked for."""
         from unmask.evaluate.grid import find_cell, make_grid, parse_axis
 
         axes = {name: parse_axis(name, text) for name, text in self.axes.items()}
@@ -121,7 +121,9 @@ class Drawing:
         length = self.length or UNKNOWN
         loaded = options.load(quiet=self.quiet)
         is_chat = loaded.tokenizer.chat_template is not None
-        preset = find_preset(self.preset) if self.preset else preset_for(is_chat=is_chat, kind=tasks.kind)
+        own = loaded.defaults
+        usual = preset_for(is_chat=is_chat, kind=tasks.kind, own=own.preset)
+        preset = find_preset(self.preset) if self.preset else usual
         if preset.is_chat and not is_chat:
             raise SettingsError(
                 f"the preset {preset.name} holds a conversation, and {loaded.name} has no chat template; "
@@ -129,7 +131,7 @@ class Drawing:
             )
         known = _known_name(tasks)
         forms = [render(preset, task, benchmark=known, kind=tasks.kind) for task in tasks.tasks]
-        cells = self.cells(room=None if is_infill else forms[0].max_new_tokens)
+        cells = self.cells(room=None if is_infill else own.max_new_tokens or forms[0].max_new_tokens)
         if is_infill:
             check_length(length, cells)
         prompts = encode_prompts(loaded, tasks.tasks, forms)

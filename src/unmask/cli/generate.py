@@ -62,10 +62,10 @@ def generate(
     if prompt is not None:
         if row is not None:
             raise SettingsError(f"--row {row} names a run of a --resume FILE; leave it out with a prompt")
-        checked = settings_from(settings)
+        settings_from(settings)  # what is wrong is refused before a model is loaded
         text = output.read_prompt(prompt)
         loaded = model.load(quiet=quiet)
-        run = loaded.start([loaded.encode_prompt(text, raw=raw, system=system)], checked, n=n)
+        run = loaded.start([loaded.encode_prompt(text, raw=raw, system=system)], loaded.settings(settings), n=n)
     else:
         assert resume is not None
         assert at is not None

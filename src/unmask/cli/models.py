@@ -30,7 +30,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_(as_json: AsJson = False) -> None:
     """List the models that have a short name.
 
-    Into a pipe each line is: name, family, parameters, bytes to download, licence, path in the cache, description;
+    Into a pipe each line is: name, family, parameters, bytes to download, licence, path on this machine, description;
     what is unknown or absent is a "-".
     """
     from unmask.model.table import models
@@ -67,7 +67,15 @@ def show(
     _print_line(["download", _size(entry)])
     for number, source in enumerate(entry.sources, start=1):
         _print_line([f"source {number}", source])
-    _print_line(["in cache", record["cached"] or "no"])
+    for key, value in record["defaults"].items():
+        if value is not None:
+            _print_line([key, value])
+    if entry.package is None:
+        _print_line(["in cache", record["cached"] or "no"])
+        return
+    _print_line(["in package", record["cached"] or "no"])
+    if record["cached"]:
+        _print_line(["card", Path(record["cached"]) / "README.md"])
 
 
 @app.command()
@@ -78,7 +86,7 @@ def pull(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download a model and print its path; what is already here is not fetched again.
+    """Download a model and print its path; what is already here, or part of unmask, is not fetched.
 
     Example: unmask models pull qwen2.5-coder-0.5b-instruct
     """
@@ -122,13 +130,11 @@ def _record(entry: "ModelEntry") -> dict[str, Any]:
     from dataclasses import asdict
 
     from unmask.model.hub import cached
-    from unmask.model.table import HubSource
 
     path = cached(entry.name)
-    kinds = ["hub" if isinstance(source, HubSource) else "pypi" for source in entry.sources]
     return {
         **asdict(entry),
-        "sources": [{"kind": kind, **asdict(source)} for kind, source in zip(kinds, entry.sources, strict=True)],
+        "sources": [{"kind": source.kind, **asdict(source)} for source in entry.sources],
         "download_bytes": entry.download_bytes,
         "download_bytes_exact": entry.is_exact,
         "cached": None if path is None else str(path),
@@ -138,7 +144,8 @@ def _record(entry: "ModelEntry") -> dict[str, Any]:
 def _plain_row(entry: "ModelEntry") -> list[object]:
     from unmask.model.hub import cached
 
-    size, path = entry.download_bytes or "-", cached(entry.name) or "-"
+    size = "-" if entry.download_bytes is None else entry.download_bytes
+    path = cached(entry.name) or "-"
     return [entry.name, entry.family, entry.parameters, size, entry.licence, path, entry.description]
 
 
@@ -171,6 +178,8 @@ def _print_line(fields: Sequence[object]) -> None:
 
 
 def _size(entry: "ModelEntry") -> str:
+    if entry.package is not None:
+        return "none"
     if entry.download_bytes is None:
         return "unknown"
     return _human(entry.download_bytes) if entry.is_exact else f"about {_human(entry.download_bytes)}"

@@ -33,7 +33,8 @@ def _loading(*names: str, help: str, metavar: str | None = None) -> Any:
 
 _SETTINGS: dict[str, Any] = {
     "max_new_tokens": Annotated[
-        int | None, _decoding("--max-new-tokens", help="Room for the answer. [256]", metavar="N")
+        int | None,
+        _decoding("--max-new-tokens", help="Room for the answer. [256: unless the model has its own]", metavar="N"),
     ],
     "steps": Annotated[int | None, _decoding("--steps", help="Forward passes allowed. [one per token]", metavar="N")],
     "block_length": Annotated[

@@ -1,17 +1,27 @@
 """`unmask train RECIPE`: run the stages of a recipe, go on with them, or say what they will cost."""
 
+import os
+import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unmask.errors import SettingsError
+from unmask.errors import SettingsError, UnmaskError, did_you_mean
 
 if TYPE_CHECKING:
     from unmask.train.parallel import World
     from unmask.train.settings import Recipe, StageSettings
+
+_PATIENCE = 3.0
+"""Seconds that other ranks leave to the first, and to torchrun to end them, before they tell of an error themselves."""
+_SMALL = 100_000_000
+"""Parameters below which a plan is made for this machine."""
 
 
 def train(
@@ -37,11 +47,18 @@ def train(
     plan: Annotated[bool, typer.Option("--plan", help="Print what it will cost, and train nothing.")] = False,
     devices: Annotated[int, typer.Option("--devices", help="Devices to plan for.", metavar="N")] = 1,
     mfu: Annotated[float, typer.Option("--mfu", help="Share of their peak to plan with.", metavar="SHARE")] = 0.4,
-    peak: Annotated[str, typer.Option("--peak", help="Their peak: a100, h100, or FLOP/s.", metavar="PEAK")] = "h100",
+    peak: Annotated[
+        str | None,
+        typer.Option(
+            "--peak",
+            help="Their peak: a100, h100, FLOP/s, or here (measured). [h100; here below 100 M parameters]",
+            metavar="PEAK",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", metavar="DEVICE")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No lines of progress.")] = False,
 ) -> None:
-    """Train a model by a recipe; `torchrun -m unmask.cli.main train RECIPE` does it on several devices.
+    """Train a model by a recipe; `torchrun --no-python unmask train RECIPE` does it on several devices.
 
     Example: unmask train tiny --set sft.schedule.total_steps=100
     """
@@ -51,21 +68,27 @@ def train(
         _list_recipes()
         return
     folder = output or Path("runs") / Path(recipe).stem
-    chosen = recipes.find(recipe, folder).with_changes(changes or [])
-    stages = [chosen.stage(name) for name in stage] if stage else list(chosen.stages)
-    if plan:
-        _print_plans(chosen, stages, devices=devices, mfu=mfu, peak=_peak(peak))
-        return
-    from unmask.train.parallel import world
+    with _first_rank_speaks():
+        chosen = recipes.find(recipe, folder).with_changes(changes or [])
+        stages = [chosen.stage(name) for name in stage] if stage else list(chosen.stages)
+        if plan:
+            _print_plans(chosen, stages, devices=devices, mfu=mfu, peak=peak, device=device)
+            return
+        _check_order(chosen, stages, folder)
+        _check_device(device)
+        from unmask.train.parallel import world
 
-    settings = stages[0].run
-    with world(settings.parallel, device=device, timeout_seconds=settings.timeout_seconds) as who:
-        _run(chosen, stages, folder, who, resume=resume, quiet=quiet or not who.is_first)
+        settings = stages[0].run
+        with world(settings.parallel, device=device, timeout_seconds=settings.timeout_seconds) as who:
+            is_interrupted = _run(chosen, stages, folder, who, resume=resume, quiet=quiet or not who.is_first)
+    if is_interrupted:
+        raise typer.Exit(130)
 
 
 def _run(
     recipe: "Recipe", stages: "list[StageSettings]", folder: Path, world: "World", *, resume: bool, quiet: bool
-) -> None:
+) -> bool:
+    """Train the stages; True when Ctrl-C ended it early."""
     from unmask.evaluate.training import TrainingEvaluator
     from unmask.train.loop import is_done, train_stage
     from unmask.train.parallel import wait_for_all
@@ -75,18 +98,103 @@ def _run(
         if world.is_first:
             recipe.prepare(folder, tell)
         wait_for_all(world)
+    _check_data(stages)
+    evaluators = {stage.name: TrainingEvaluator(stage.evaluation) for stage in stages} if world.is_first else {}
+    for evaluator in evaluators.values():
+        evaluator.check()
+    last = None
+    with _ctrl_c_ends_in_order(tell) as is_interrupted:
+        for stage in stages:
+            where = folder / stage.name
+            if resume and is_done(where):
+                tell(f"{stage.name}: done already, {where / 'final'}")
+                continue
+            tell(f"{stage.name}: {stage.steps:,} steps of {stage.tokens_per_step:,} tokens")
+            outcome = train_stage(
+                stage, where, world=world, resume=resume, evaluator=evaluators.get(stage.name), quiet=quiet
+            )
+            if not outcome.is_done:
+                tell(f"{stage.name}: stopped after step {outcome.step} of {stage.steps} and saved; go on with --resume")
+                return is_interrupted()
+            tell(f"{stage.name}: done, {outcome.folder}")
+            last = outcome.folder
+    if last is not None:
+        tell(f"try it: unmask generate --model {last} PROMPT")
+    return False
+
+
+# What is refused before any work
+
+
+def _check_order(recipe: "Recipe", stages: "list[StageSettings]", folder: Path) -> None:
+    """Each stage's source is there, or is what a stage before it will write."""
+    written: set[Path] = set()
+    by_result = {folder / stage.name / "final": stage.name for stage in recipe.stages}
     for stage in stages:
-        where = folder / stage.name
-        if resume and is_done(where):
-            tell(f"{stage.name}: done already, {where / 'final'}")
-            continue
-        tell(f"{stage.name}: {stage.steps:,} steps of {stage.tokens_per_step:,} tokens")
-        evaluator = TrainingEvaluator(stage.evaluation) if world.is_first else None
-        outcome = train_stage(stage, where, world=world, resume=resume, evaluator=evaluator, quiet=quiet)
-        if not outcome.is_done:
-            tell(f"{stage.name}: stopped after step {outcome.step} of {stage.steps} and saved; go on with --resume")
-            return
-        tell(f"{stage.name}: done, {outcome.folder}")
+        source = Path(stage.model.source)
+        if source in by_result and source not in written and not (source / "config.json").is_file():
+            raise SettingsError(
+                f"the stage {stage.name} starts from {source}, which is not there yet: the stage {by_result[source]} "
+                f"writes it; run that one first, as in --stage {by_result[source]} --stage {stage.name}"
+            )
+        written.add(folder / stage.name / "final")
+
+
+def _check_data(stages: "list[StageSettings]") -> None:
+    """All data is there, so that no run ends for want of it after days, or after a download of weights."""
+    from unmask.data.shards import Shards
+
+    for stage in stages:
+        for source in (*stage.data.train, *stage.data.heldout):
+            Shards.open(source.path)
+
+
+def _check_device(name: str) -> None:
+    if name not in ("auto", "cpu", "cuda"):
+        raise SettingsError(f"--device {name} is none to train on; {did_you_mean(name, ['auto', 'cpu', 'cuda'])}")
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device cuda cannot be used here: torch finds no GPU; give cpu or auto")
+
+
+# How it ends and who tells
+
+
+@contextmanager
+def _ctrl_c_ends_in_order(tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C does while a stage runs what SIGTERM does: save after this step and end. A second one ends at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1 or not callable(signal.getsignal(signal.SIGTERM)):  # nobody waits for the end of a step
+            raise KeyboardInterrupt
+        tell("stopping after this step; Ctrl-C again stops at once and loses what came after the last checkpoint")
+        signal.raise_signal(signal.SIGTERM)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not in the main thread
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _first_rank_speaks() -> Iterator[None]:
+    """What all ranks run into is told once; what the others alone run into is told after a while."""
+    try:
+        yield
+    except UnmaskError as error:
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
+            raise
+        time.sleep(_PATIENCE)
+        raise type(error)(f"rank {rank}: {error}") from None
 
 
 def _list_recipes() -> None:
@@ -99,17 +207,27 @@ def _list_recipes() -> None:
         print(f"    needs: {found.needs}")
 
 
-def _print_plans(recipe: "Recipe", stages: "list[StageSettings]", *, devices: int, mfu: float, peak: float) -> None:
+def _print_plans(
+    recipe: "Recipe", stages: "list[StageSettings]", *, devices: int, mfu: float, peak: str | None, device: str
+) -> None:
     from unmask.train.network import planned_config
-    from unmask.train.plan import make_plan, render
+    from unmask.train.plan import count_parameters, make_plan, render, render_sum
 
+    if devices < 1:
+        raise SettingsError(f"--devices {devices} leaves nothing to train on; give 1 or more")
+    if not 0 < mfu <= 1:
+        raise SettingsError(f"--mfu {mfu:g} is not a share; it lies above 0 and up to 1, and 0.4 is usual")
+    config, configs = None, {}
+    for stage in recipe.stages:  # all of them, for each may start from the one before
+        config = configs[stage.name] = planned_config(stage.model, before=config)
+    is_small = count_parameters(configs[stages[0].name]).total < _SMALL
+    speed = _peak(peak or ("here" if is_small else "h100"), device)
     print(f"{recipe.name}: {recipe.summary}\nneeds: {recipe.needs}")
-    config = None
+    plans = []
     for stage in stages:
-        config = planned_config(stage.model, before=config)
-        print(f"\n{stage.name}: {stage.note}")
+        print(f"\n{stage.name}: {stage.note}" if stage.note else f"\n{stage.name}")
         found = make_plan(
-            config,
+            configs[stage.name],
             length=stage.data.length,
             rows=stage.data.rows,
             micro_rows=stage.data.micro_rows,
@@ -123,23 +241,40 @@ def _print_plans(recipe: "Recipe", stages: "list[StageSettings]", *, devices: in
             checkpoint_layers=stage.run.checkpoint_layers,
             masked_share=1.0 if stage.loss.kind == "autoregressive" else 0.5,
             mfu=mfu,
-            peak=peak,
+            peak=speed,
         )
         print(render(found))
+        plans.append(found)
+    if len(plans) > 1:
+        print(f"\n{render_sum(plans)}")
 
 
-def _peak(text: str) -> float:
+def _peak(text: str, device: str) -> float:
     from unmask.train.plan import PEAKS
 
     if text.lower() in PEAKS:
         return PEAKS[text.lower()]
+    if text.lower() == "here":
+        return _measured_peak(device)
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if value <= 0:
-        raise SettingsError(f"--peak {text} is no speed; give {', '.join(PEAKS)}, or FLOP/s as in 312e12")
+    if not 0 < value < float("inf"):
+        raise SettingsError(f"--peak {text} is no speed; give {', '.join(PEAKS)}, here, or FLOP/s as in 312e12")
     return value
+
+
+def _measured_peak(name: str) -> float:
+    import torch
+
+    from unmask.model.packed import multiplies_bfloat16
+    from unmask.train.metrics import matmul_peak
+
+    _check_device(name)
+    has_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if has_cuda else "cpu")
+    return matmul_peak(device, torch.bfloat16 if multiplies_bfloat16(device) else torch.float32)
 
 
 def _teller(quiet: bool) -> Callable[[str], None]:

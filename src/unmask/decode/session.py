@@ -5,7 +5,7 @@ print(model.generate("Write a function that reverses a string.").text)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from unmask.model.checkpoint import load_folder, read_json
 from unmask.model.config import Override
 from unmask.model.gguf import GGUFFile, load_gguf
 from unmask.model.packed import can_pack, multiplies_bfloat16, pack
+from unmask.model.table import Defaults
 from unmask.text.chat import Message, encode_chat
 from unmask.text.gguf_tokenizer import tokenizer_from_gguf
 from unmask.text.tokenizer import Tokenizer
@@ -65,7 +66,7 @@ def load(
         merge_adapter(backbone, Path(adapter))
     if can_pack(backbone):
         pack(backbone)
-    return Model(backbone, tokenizer, name=found.name, source=found.source)
+    return Model(backbone, tokenizer, name=found.name, source=found.source, defaults=found.defaults)
 
 
 def _check_mask(backbone: Backbone, tokenizer: Tokenizer, *, name: str, override: Override) -> None:
@@ -87,12 +88,15 @@ class Model:
     tokenizer: Tokenizer
     name: str = "model"
     source: str = ""
+    defaults: Defaults = field(default_factory=Defaults)
+    """What the model table says it is best used with, for settings that are not given."""
 
     def generate(self, prompt: str, *, raw: bool = False, system: str | None = None, **settings: Any) -> Generation:
         """One answer to one prompt.
 
         An instruction-tuned checkpoint gets the prompt through its chat template; `raw` (and every checkpoint without
-        a template) continues the text as it stands. `settings` are the fields of `DecodeSettings`.
+        a template) continues the text as it stands. `settings` are the fields of `DecodeSettings`; what is not given
+        is as the model's `defaults` have it.
         """
         return self.generate_many([prompt], raw=raw, system=system, **settings)[0]
 
@@ -100,15 +104,20 @@ class Model:
         self, prompts: Sequence[str], *, n: int = 1, raw: bool = False, system: str | None = None, **settings: Any
     ) -> list[Generation]:
         """`n` answers to each prompt in one batch, prompt by prompt. A row does not depend on its neighbours."""
-        checked = settings_from(settings)
+        checked = self.settings(settings)
         encoded = [self.encode_prompt(prompt, raw=raw, system=system) for prompt in prompts]
         return self.start(encoded, checked, n=n).finish() if encoded else []
 
     def chat(self, messages: Sequence[Message], *, prefill: str | None = None, **settings: Any) -> Generation:
         """The next answer of a conversation; `prefill` is its given beginning."""
-        checked = settings_from(settings)
+        checked = self.settings(settings)
         ids = encode_chat(self.tokenizer, messages, prefill=prefill)
         return self.start([ids], checked).finish()[0]
+
+    def settings(self, given: dict[str, Any]) -> DecodeSettings:
+        """`DecodeSettings` of an answer from keyword arguments, with this model's own room where none is given."""
+        room = self.defaults.max_new_tokens
+        return settings_from(given if room is None else {"max_new_tokens": room, **given})
 
     def encode_prompt(self, prompt: str, *, raw: bool = False, system: str | None = None) -> list[int]:
         """A prompt's ids: through the chat template, or as plain text."""

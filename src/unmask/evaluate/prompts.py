@@ -152,13 +152,19 @@ def find_preset(name: str) -> PromptPreset:
     return PRESETS[name]
 
 
-def preset_for(*, is_chat: bool, kind: BenchmarkKind) -> PromptPreset:
-    """The preset that is used when none is asked for. Holes are filled in the raw text, by any model.
+def preset_for(*, is_chat: bool, kind: BenchmarkKind, own: str | None = None) -> PromptPreset:
+    """The preset that is used when none is asked for: the model's `own`, or by whether it holds conversations.
 
-    >>> preset_for(is_chat=True, kind="complete").name, preset_for(is_chat=True, kind="infill").name
+    Holes are filled in the raw text, by any model.
+
+    >>> preset_for(is_chat=True, kind="complete").name, preset_for(is_chat=True, kind="infill", own="qwen").name
     ('evalplus', 'base')
+    >>> preset_for(is_chat=True, kind="complete", own="qwen").name
+    'qwen'
     """
-    return PRESETS["evalplus" if is_chat and kind != "infill" else "base"]
+    if kind == "infill":
+        return PRESETS["base"]
+    return find_preset(own or ("evalplus" if is_chat else "base"))
 
 
 def render(preset: PromptPreset, task: Task, *, benchmark: str, kind: BenchmarkKind) -> Rendered:

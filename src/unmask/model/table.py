@@ -12,7 +12,7 @@ import functools
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -125,7 +125,7 @@ class ModelEntry:
     licence: str
     description: str
     sources: tuple[Source, ...]
-    defaults: Defaults = Defaults()
+    defaults: Defaults = field(default_factory=Defaults)
 
     def __post_init__(self) -> None:
         _require(_NAME.fullmatch(self.name) is not None, f"name = {self.name!r}", "use a-z, 0-9, . and -")

@@ -42,4 +42,13 @@ def _from_file(path: Path, folder: Path) -> "Recipe":
     made = build(folder)
     if not isinstance(made, Recipe):
         raise SettingsError(f"recipe() of {path} returned {type(made).__name__}; it must return a Recipe")
+    names = [stage.name for stage in made.stages]
+    if not names:
+        raise SettingsError(f"the recipe of {path} has no stages; give it one or more")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SettingsError(
+            f"the recipe of {path} has two stages of the name {twice!r}, which would write into one folder; give them "
+            "names of their own"
+        )
     return made

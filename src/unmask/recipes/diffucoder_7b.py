@@ -35,7 +35,12 @@ SHAPE = ModelConfig(
     qkv_bias=True,
 )
 
-_GPU = RunSettings(checkpoint_layers=True, compile=True, save_every=1000)
+_GPU = RunSettings(
+    checkpoint_layers=True,
+    compile=True,
+    save_every=1000,
+    timeout_seconds=7200,  # the first rank scores tasks while the others wait
+)
 
 
 def recipe(folder: Path) -> Recipe:

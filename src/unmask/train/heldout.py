@@ -46,7 +46,8 @@ def heldout_loss(
     N = 1 if is_exact else samples
     fixed = replace(
         loss,
-        corruption=Corruption(kind="bernoulli" if config.attention == "block" else "exact_k"),
+        # exact_k bounds its weights by itself; a Bernoulli's 1/t needs the least time above 0
+        corruption=Corruption(kind="bernoulli") if config.attention == "block" else Corruption(t_min=0.0),
         objective=Objective(),
         anneal_steps=0,
         t_warmup_steps=0,
@@ -77,7 +78,7 @@ def heldout_loss(
     packed = add_up(packed, world).cpu()
     terms_DN = packed[: num_rows * N].view(num_rows, N)
     tokens_D, sums = packed[num_rows * N : num_rows * (N + 1)], packed[-2:]
-    found = combine(terms_DN, tokens_D)
+    found = combine(terms_DN, tokens_D.long())
     return {
         "heldout_nelbo": found.nats_per_token,
         "heldout_nelbo_se": 0.0 if is_exact else found.standard_error,

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.diffusion.corrupt import stratified_levels
-from unmask.errors import CheckpointError, NumericsError, SettingsError, TaskError
+from unmask.errors import CheckpointError, DataError, NumericsError, SettingsError, TaskError
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import save_folder
 from unmask.model.config import ModelConfig
@@ -66,7 +66,7 @@ from unmask.train.step import (
 )
 
 if TYPE_CHECKING:
-    from unmask.data.rows import Mixture
+    from unmask.data.rows import Mixture, RowSource
 
 FREE_KEYS = ("note", "run", "evaluation")
 """Settings that may differ at a resume: they decide how and not what."""
@@ -165,6 +165,7 @@ class _Run:
         self.ema = Ema(self.trainee, decay=stage.ema) if stage.ema is not None else None
         self.trained = state.Trained(module=self.trainee, optimiser=self.optimiser, ema=self.ema)
         self.step = 0
+        self.unlogged: Tensor | None = None
         self.last: Mapping[str, Any] = {}
 
     # One step
@@ -255,17 +256,17 @@ class _Run:
     def _go(self, log: MetricsLog | None, is_terminated: Callable[[], bool]) -> Outcome:
         stage, world = self.stage, self.world
         pace = self._pace() if log is not None else None
-        sums: list[Tensor] = []
         while self.step < stage.steps:
             found, norm, loss = self.make_step(self.step)
             self.step += 1
-            sums.append(found)
+            self.unlogged = found if self.unlogged is None else self.unlogged + found
             is_last, every = self.step == stage.steps, stage.evaluation.every
-            if log is not None and pace is not None:
+            if pace is not None:
                 pace.step_done()
-                if is_last or self.step % stage.run.log_every == 0:
-                    log.write(self.step, {"loss": loss, "grad_norm": norm, **self._record(sums, pace)})
-                    sums = []
+            if is_last or self.step % stage.run.log_every == 0:
+                if log is not None and pace is not None:
+                    log.write(self.step, {"loss": loss, "grad_norm": norm, **self._record(self.unlogged, pace)})
+                self.unlogged = None
             stops = bool(add_up(torch.tensor(float(is_terminated()), device=world.device), world))
             if is_last or (every and self.step % every == 0):
                 self.last = self.evaluate()
@@ -291,11 +292,11 @@ class _Run:
             peak=matmul_peak(world.device, self.precision) * world.size,
         )
 
-    def _record(self, sums: list[Tensor], pace: Pace) -> dict[str, Any]:
-        """The numbers of the steps since the last record."""
-        total = torch.stack(sums).sum(0)
+    def _record(self, total: Tensor, pace: Pace) -> dict[str, Any]:
+        """The numbers of the steps since the last record, from the sums over them."""
         found = dict(zip(STATISTICS, total.tolist(), strict=False))
         bins = total[len(STATISTICS) :].tolist()
+        pairs = self.stage.loss.corruption.pairs
         record: dict[str, Any] = {
             "nelbo": found["elbo"] / max(found["maskable"], 1.0),
             "masked_ce": found["nll"] / found["tokens"] if found["tokens"] else None,
@@ -306,7 +307,7 @@ class _Run:
             ],
             "lr": lr_factor(self.stage.schedule, self.step - 1) * self.stage.optimiser.lr,
             "tokens": self.step * self.stage.tokens_per_step,
-            "epoch": max(self.rows.epochs_at(self.step * self.stage.data.rows)),
+            "epoch": max(self.rows.epochs_at(self.step * self.stage.data.rows // (2 if pairs else 1))),
             **pace.read(self.step),
             "memory_bytes": peak_memory(self.world.device),
         }
@@ -348,11 +349,18 @@ class _Run:
         return _copy(self.network.backbone, weights)
 
     def save(self) -> None:
-        meta = state.Meta(step=self.step, settings=as_record(self.stage), architecture=self.architecture)
+        meta = state.Meta(
+            step=self.step,
+            settings=as_record(self.stage),
+            architecture=self.architecture,
+            unlogged=[] if self.unlogged is None else self.unlogged.tolist(),
+        )
         state.save(self.folder / "checkpoints", meta, self.trained, world=self.world, keep=self.stage.run.keep)
 
     def load(self, checkpoint: Path) -> None:
-        self.step = state.load(checkpoint, self.trained, architecture=self.architecture).step
+        meta = state.load(checkpoint, self.trained, architecture=self.architecture)
+        self.step = meta.step
+        self.unlogged = torch.tensor(meta.unlogged, dtype=torch.float64) if meta.unlogged else None
 
     def export(self) -> None:
         """Write `final/`: the network, its tokenizer, and the adapter where there is one."""
@@ -371,7 +379,7 @@ class _Run:
 
 def open_mixture(sources: tuple[SourceSettings, ...], stage: StageSettings, tokenizer: Tokenizer) -> "Mixture":
     """The rows of some sources, checked against the tokenizer."""
-    from unmask.data.rows import Mixture, PackedRows, RowSource, WindowRows
+    from unmask.data.rows import Mixture, PackedRows, WindowRows
     from unmask.data.shards import Shards, fingerprint
 
     if not sources:
@@ -398,7 +406,18 @@ def open_mixture(sources: tuple[SourceSettings, ...], stage: StageSettings, toke
                 on_long=source.on_long,
             )
         )
+    for source, rows in zip(sources, opened, strict=True):
+        _check_predicts(source, rows)
     return Mixture(opened, tuple(source.parts for source in sources), seed=derive_seed(stage.seed, "rows"))
+
+
+def _check_predicts(source: SourceSettings, rows: "RowSource") -> None:
+    """A first token is never predicted, so a data set of single tokens would train nothing, at a loss of 0."""
+    if not any(rows.row(i).is_maskable.any() for i in range(min(rows.num_rows, 64))):
+        raise DataError(
+            f"the rows of {source.path} hold nothing to predict: each document has one token, or is all prompt; build "
+            "it again from longer texts, or with answers"
+        )
 
 
 def _pad_id(tokenizer: Tokenizer) -> int:

@@ -64,7 +64,7 @@ def build_network(settings: ModelSettings, *, kind: Kind, lora: LoraSettings | N
         else:
             file = GGUFFile(found.path)
             backbone = load_gguf(file, dtype=torch.float32, device=torch.device("cpu"))
-            tokenizer = tokenizer_from_gguf(file.metadata)
+            tokenizer = _tokenizer(settings.tokenizer) if settings.tokenizer else tokenizer_from_gguf(file.metadata)
         backbone.config = _turned(backbone.config, settings, tokenizer, kind)
     if tokenizer.vocab_size > backbone.config.vocab_size:
         raise CheckpointError(
@@ -76,7 +76,11 @@ def build_network(settings: ModelSettings, *, kind: Kind, lora: LoraSettings | N
     for parameter in backbone.parameters():
         parameter.requires_grad_(True)
     if settings.init_mask_row:
-        assert backbone.config.mask_id is not None
+        if backbone.config.mask_id is None:
+            raise SettingsError(
+                "model.init_mask_row is true, and an autoregressive stage gives the network no mask token; set it to "
+                "false here and to true in the first diffusion stage"
+            )
         init_row(backbone, backbone.config.mask_id, seed=seed)
     if lora is not None:
         add_lora(backbone, lora, seed=seed)

@@ -65,11 +65,12 @@ def world(kind: Parallel, *, device: str = "auto", timeout_seconds: int = 600) -
 
 
 def _join(backend: str, *, rank: int, size: int, timeout_seconds: int) -> None:
-    if "WORLD_SIZE" not in os.environ:
-        os.environ.setdefault("MASTER_ADDR", "localhost")
-        os.environ.setdefault("MASTER_PORT", "29511")
+    # Alone there is nobody to meet, at no port.
+    store = dist.HashStore() if size == 1 else None  # type: ignore[attr-defined]
     try:
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds))
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds)
+        )
         dist.barrier()
     except (dist.DistError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -140,15 +141,3 @@ def wait_for_all(world: World) -> None:
     """Go on when every rank is here."""
     if world.size > 1:
         dist.barrier()
-
-
-def set_values(parameter: Tensor, full: Tensor, world: World) -> None:
-    """Copy a whole tensor into a parameter, which may be this rank's shard of it (FSDP2 cuts along dimension 0)."""
-    with torch.no_grad():
-        if not isinstance(parameter, DTensor):
-            parameter.copy_(full)
-            return
-        local = parameter.to_local()
-        pieces = full.chunk(world.size, 0)
-        if world.rank < len(pieces):
-            local.copy_(pieces[world.rank])

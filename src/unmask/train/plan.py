@@ -15,6 +15,7 @@ Memory is what weights, gradients, optimiser, activations and logits hold at the
 and messages between devices come on top (10 to 20 % in practice).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -233,24 +234,50 @@ def activation_bytes(config: ModelConfig, *, keys: int, bfloat16: bool = True) -
 
 
 def render(plan: Plan) -> str:
-    """The plan as a table of two columns, for `--plan`."""
+    """The plan as a table of two columns, for `--plan`; what takes no memory is left out."""
     counted, memory = plan.parameters, plan.memory
+    is_shared = f", each of {plan.devices} devices" if plan.devices > 1 else ""
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimiser": memory.optimiser,
+        "average (EMA)": memory.ema,
+        "weights in use": memory.working_weights,
+        "activations": memory.activations,
+        "logits": memory.logits,
+    }
     rows = [
         ("parameters", f"{_scaled(counted.total)}, of which trained {_scaled(counted.trainable)}"),
         ("steps", f"{plan.steps:,} of {_scaled(plan.tokens / plan.steps)} tokens"),
         ("tokens", _scaled(plan.tokens)),
         ("FLOPs", f"{plan.flops:.2e}, or {_scaled(plan.flops_per_token.total)} per token"),
-        ("memory per device", f"{_gib(memory.total)} of {plan.devices} device{'s' * (plan.devices > 1)}"),
-        ("  weights", _gib(memory.weights)),
-        ("  gradients", _gib(memory.gradients)),
-        ("  optimiser", _gib(memory.optimiser)),
-        ("  average (EMA)", _gib(memory.ema)),
-        ("  weights in use", _gib(memory.working_weights)),
-        ("  activations", _gib(memory.activations)),
-        ("  logits", _gib(memory.logits)),
-        ("time", f"{_duration(plan.seconds)} at an MFU of {plan.mfu:.0%} of {plan.peak / 1e12:,.0f} TFLOP/s a device"),
+        ("memory", f"{_bytes(memory.total)}{is_shared}"),
+        *((f"  {name}", _bytes(size)) for name, size in parts.items() if size),
+        ("time", f"{_duration(plan.seconds)} at {_pace(plan)}"),
     ]
-    return "\n".join(f"{name:<20}{value}" for name, value in rows)
+    return _table(rows)
+
+
+def render_sum(plans: Sequence[Plan]) -> str:
+    """What the stages of a run cost together; they are planned for the same devices."""
+    seconds = sum(plan.seconds for plan in plans)
+    rows = [
+        ("all stages", f"{sum(plan.steps for plan in plans):,} steps"),
+        ("tokens", _scaled(sum(plan.tokens for plan in plans))),
+        ("FLOPs", f"{sum(plan.flops for plan in plans):.2e}"),
+        ("time", f"{_duration(seconds)} at {_pace(plans[0])}"),
+    ]
+    return _table(rows)
+
+
+def _pace(plan: Plan) -> str:
+    is_large = plan.peak >= 1e12
+    speed = f"{plan.peak / 1e12:,.3g} TFLOP/s" if is_large else f"{plan.peak / 1e9:,.3g} GFLOP/s"
+    return f"an MFU of {plan.mfu:.0%} of {speed} a device"
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:<18}{value}" for name, value in rows)
 
 
 def _copies(config: ModelConfig) -> int:
@@ -264,11 +291,13 @@ def _scaled(number: float) -> str:
     return f"{number:.3g}"
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _bytes(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 3600:
-        return f"{seconds / 60:.1f} minutes"
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
     return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -52,6 +52,17 @@ class ModelSettings:
     init_mask_row: bool = False
     """Give the mask token's embedding row a fresh start (its norm is that of a usual row): for the first adaptation."""
 
+    def __post_init__(self) -> None:
+        _require(
+            (self.attention == "block") == (self.block_length is not None),
+            f"model.attention={self.attention} and model.block_length={self.block_length}: block attention, and only "
+            "it, has a block length; set both, as in model.attention=block and model.block_length=4, or neither",
+        )
+        _require(
+            self.block_length is None or self.block_length >= 1,
+            f"model.block_length={self.block_length} is not a length; it must be at least 1",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSettings:
@@ -154,10 +165,14 @@ class RunSettings:
     """Steps between lines in the metrics file."""
 
     timeout_seconds: int = 600
-    """How long a rank waits for the others at the start."""
+    """How long a rank waits for the others: at the start, and while the first evaluates on tasks or writes."""
 
     sinks: tuple[str, ...] = ()
     """Also log to `tensorboard`, or to a module with wandb's functions (`wandb`, `trackio`)."""
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "keep", "log_every", "timeout_seconds"):
+            _require(getattr(self, name) >= 1, f"run.{name}={getattr(self, name)} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +199,12 @@ class EvaluationSettings:
 
     prompt: str = ""
     """A prompt whose trajectory is kept at each evaluation; empty: none."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("documents", 0), ("samples", 1), ("num_tasks", 1), ("max_new_tokens", 1)):
+            given = getattr(self, name)
+            _require(given >= least, f"evaluation.{name}={given} must be at least {least}")
+        _require(self.temperature >= 0, f"evaluation.temperature={self.temperature} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,7 +408,7 @@ def _by_first(values: Mapping[str, str]) -> dict[str, dict[str, str]]:
 def _parsed(kind: Any, text: str, *, at: str) -> Any:
     try:
         return parse_value(kind, text)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise SettingsError(f"--set {at}={text}: {error}") from None
 
 

@@ -10,11 +10,12 @@ meanwhile, the ones before it stay valid. There is no random state in it: nothin
 
 import json
 import os
+import pickle
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -31,6 +34,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule
+from torch.futures import Future
 
 from unmask.errors import CheckpointError
 from unmask.train.ema import Ema
@@ -51,6 +55,8 @@ class Meta:
 
     settings: Mapping[str, Any]
     architecture: Mapping[str, Any]
+    unlogged: Sequence[float] = ()
+    """The sums over the steps since the last line of metrics: the next line is to count them too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,12 @@ def read_meta(checkpoint: Path) -> Meta:
                 f"{checkpoint} is of format {record['format']} and this version reads {_FORMAT}; resume it with the "
                 "version that wrote it"
             )
-        return Meta(step=int(record["step"]), settings=record["settings"], architecture=record["architecture"])
+        return Meta(
+            step=int(record["step"]),
+            settings=record["settings"],
+            architecture=record["architecture"],
+            unlogged=record.get("unlogged", ()),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{checkpoint} is damaged ({error}); delete it, and the one before it is resumed from"
@@ -88,12 +99,9 @@ def save(folder: Path, meta: Meta, trained: Trained, *, world: World, keep: int)
     """Write a checkpoint and drop the oldest beyond `keep`. Raises CheckpointError, with the others still valid."""
     target = folder / f"step-{meta.step:08d}"
     partial = folder / f".{target.name}.partial"
+    _agree(_made_room(folder, partial) if world.is_first else "", target, partial, world)
     problem = ""
     try:
-        if world.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        wait_for_all(world)
         with _alone_or_together() as no_dist:
             state_dict_saver.save(_state(trained), checkpoint_id=partial, no_dist=no_dist)
         if world.is_first:
@@ -102,16 +110,7 @@ def save(folder: Path, meta: Meta, trained: Trained, *, world: World, keep: int)
             partial.rename(target)
     except (OSError, RuntimeError, CheckpointException) as error:
         problem = _reason(error)
-    problems = [found for found in gather_objects(problem, world) if found]
-    if problems:
-        if world.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
-        before = latest(folder)
-        raise CheckpointError(
-            f"{target} could not be written ({problems[0]}); "
-            + (f"{before.name} before it stays valid: " if before else "no checkpoint is there yet: ")
-            + "make room and go on with --resume"
-        )
+    _agree(problem, target, partial, world)
     if world.is_first:
         for old in _whole(folder)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
@@ -132,7 +131,7 @@ def load(checkpoint: Path, trained: Trained, *, architecture: Mapping[str, Any])
     state = _state(trained)
     try:
         with _alone_or_together() as no_dist:
-            state_dict_loader.load(state, checkpoint_id=checkpoint, no_dist=no_dist)
+            state_dict_loader.load(state, storage_reader=_Reader(checkpoint), no_dist=no_dist)
     except (OSError, RuntimeError, KeyError, CheckpointException) as error:
         raise CheckpointError(
             f"{checkpoint} is damaged ({_reason(error)}); delete it, and the one before it is resumed from"
@@ -152,6 +151,49 @@ def whole_weights(module: nn.Module, world: World) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in module.state_dict().items()} if world.is_first else {}
     whole = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return {name: value for name, value in whole.items() if isinstance(value, Tensor)}
+
+
+def _made_room(folder: Path, partial: Path) -> str:
+    """Make the folder to write into, and clear away what killed runs left; what went wrong, or nothing."""
+    try:
+        for torn in folder.glob(".step-*.partial"):
+            shutil.rmtree(torn, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        return _reason(error)
+    return ""
+
+
+def _agree(problem: str, target: Path, partial: Path, world: World) -> None:
+    """Go on if no rank has a problem; else every rank raises, so that none waits for one that is gone."""
+    problems = [found for found in gather_objects(problem, world) if found]
+    if not problems:
+        return
+    if world.is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+    before = latest(target.parent)
+    raise CheckpointError(
+        f"{target} could not be written ({problems[0]}); "
+        + (f"{before.name} before it stays valid: " if before else "no checkpoint is there yet: ")
+        + "make room and go on with --resume"
+    )
+
+
+class _Reader(FileSystemReader):
+    """Reads file by file, and names the one that cannot be read."""
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        items: dict[str, list[ReadItem]] = {}
+        for item in plan.items:
+            items.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
+        for name, of_file in items.items():
+            try:
+                super().read_data(replace(plan, items=of_file), planner).wait()
+            except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+                raise OSError(f"{name}: {_reason(error)}") from error
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
 
 def _state(trained: Trained) -> dict[str, Any]:
@@ -182,6 +224,7 @@ def _write_meta(path: Path, meta: Meta) -> None:
         "step": meta.step,
         "settings": meta.settings,
         "architecture": meta.architecture,
+        "unlogged": list(meta.unlogged),
         "torch": torch.__version__,
     }
     with path.open("w", encoding="utf-8") as file:

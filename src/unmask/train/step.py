@@ -14,7 +14,7 @@ Letters: B rows, L row length, T positions of the input (L, or 2L under block at
 
 import contextlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,12 +38,41 @@ LEVEL_BINS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sight:
+    """Who sees whom in a batch. A mask is T² numbers per row, so it is made where and when a forward needs it."""
+
+    kind: Literal["full", "annealed", "causal", "block"]
+    document_BL: Int[Tensor, "B L"]
+    share: float = 1.0
+    """Of the positions behind, how many an annealed mask lets see."""
+
+    seed: int = 0
+    step: int = 0
+    block_length: int = 1
+
+    def mask(self) -> Bool[Tensor, "B 1 T T"] | None:
+        """The attention mask; None where everyone sees everyone."""
+        document_BL = self.document_BL
+        if self.kind == "causal":
+            return causal_document_mask(document_BL)
+        if self.kind == "annealed":
+            return annealed_mask(document_BL, share=self.share, seed=self.seed, step=self.step)
+        if self.kind == "block":
+            return block_training_mask(document_BL, document_positions(document_BL), block_length=self.block_length)
+        return None if bool((document_BL == 0).all()) else document_mask(document_BL)
+
+    def to(self, device: torch.device) -> "Sight":
+        """The same sight on a device."""
+        return replace(self, document_BL=self.document_BL.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one forward and backward need."""
 
     ids_BT: Int[Tensor, "B T"]
     positions_BT: Int[Tensor, "B T"]
-    attn_mask: Bool[Tensor, "B 1 T T"] | None
+    sight: Sight
     row_M: Int[Tensor, " M"]
     column_M: Int[Tensor, " M"]
     """Where the hidden state stands that predicts each token."""
@@ -74,7 +103,7 @@ class Batch:
             for name, value in vars(self).items()
             if isinstance(value, Tensor) and name != "index_B"
         }
-        return replace(self, **moved)
+        return replace(self, **moved, sight=self.sight.to(device))
 
 
 def make_batch(
@@ -156,7 +185,7 @@ class Trainee(nn.Module):
         """The NLL of the batch's tokens, in nats; products run in `precision`."""
         with autocast(batch.ids_BT.device, precision):
             out: Tensor = self(
-                batch.ids_BT, batch.positions_BT, batch.attn_mask, batch.row_M, batch.column_M, batch.target_M
+                batch.ids_BT, batch.positions_BT, batch.sight.mask(), batch.row_M, batch.column_M, batch.target_M
             )
         return out
 
@@ -242,24 +271,14 @@ def _assemble(
         inputs_BL = ids_BL.masked_fill(corrupted.is_masked_BL, config.mask_id)
     if config.attention == "block" and loss.kind == "diffusion":
         assert config.block_length is not None
-        L = ids_BL.shape[1]
         is_first_M = position_BL[row_M, place_M] % config.block_length == 0
         if config.shift_logits:
-            column_M = torch.where(is_first_M, column_M + L, column_M)
-        attn_mask: Tensor | None = block_training_mask(document_BL, position_BL, block_length=config.block_length)
+            column_M = torch.where(is_first_M, column_M + ids_BL.shape[1], column_M)
         inputs_BL, position_BL = torch.cat((inputs_BL, ids_BL), -1), torch.cat((position_BL, position_BL), -1)
-    elif loss.kind == "autoregressive":
-        attn_mask = causal_document_mask(document_BL)
-    else:
-        share = ramp(step, loss.anneal_steps) if loss.anneal_steps else 1.0
-        if share < 1:
-            attn_mask = annealed_mask(document_BL, share=share, seed=seed, step=step)
-        else:
-            attn_mask = None if bool((document_BL == 0).all()) else document_mask(document_BL)
     return Batch(
         ids_BT=inputs_BL,
         positions_BT=position_BL,
-        attn_mask=attn_mask,
+        sight=_sight(document_BL, loss=loss, config=config, seed=seed, step=step),
         row_M=row_M,
         column_M=column_M,
         target_M=ids_BL[row_M, place_M],
@@ -271,6 +290,18 @@ def _assemble(
         denominator=denominator,
         num_maskable=num_maskable,
     )
+
+
+def _sight(document_BL: Int[Tensor, "B L"], *, loss: LossSettings, config: ModelConfig, seed: int, step: int) -> Sight:
+    if loss.kind == "autoregressive":
+        return Sight(kind="causal", document_BL=document_BL)
+    if config.attention == "block":
+        assert config.block_length is not None
+        return Sight(kind="block", document_BL=document_BL, block_length=config.block_length)
+    share = ramp(step, loss.anneal_steps) if loss.anneal_steps else 1.0
+    if share < 1:
+        return Sight(kind="annealed", document_BL=document_BL, share=share, seed=seed, step=step)
+    return Sight(kind="full", document_BL=document_BL)
 
 
 def share_of_rank(count: int, *, rank: int, size: int) -> range:
