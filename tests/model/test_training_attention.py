@@ -10,6 +10,8 @@ from unmask.diffusion.documents import document_positions
 from unmask.diffusion.loss import linear_cross_entropy
 from unmask.model.attention import (
     annealed_mask,
+    as_bias,
+    attend,
     attention_mask,
     block_training_mask,
     causal_document_mask,
@@ -177,3 +179,25 @@ def test_with_one_block_the_noisy_half_is_full_attention() -> None:
     both = backbone(torch.cat((noisy, ids(T)), 1), position_BT.repeat(1, 2), attn_mask=attn_mask)
     full = backbone(noisy, position_BT, attn_mask=document_mask(document_BT))
     torch.testing.assert_close(both[:, :T], full, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_training_in_bfloat16_attends_by_products_and_agrees_with_the_fused_attention(
+    heads: int, is_masked: bool
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"query": (2, heads, 24, 16), "key": (2, 2, 24, 16), "value": (2, 2, 24, 16)}
+    given = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    document = (torch.arange(24) // 10).expand(2, -1)
+    mask = document_mask(document) if is_masked else None
+
+    def outputs(dtype: torch.dtype, mask: Tensor | None) -> list[Tensor]:
+        inputs = [value.clone().to(dtype).requires_grad_() for value in given.values()]
+        out = attend(*inputs, mask)
+        out.float().square().sum().backward()  # type: ignore[no-untyped-call]
+        return [out.detach().float(), *(value.grad.float() for value in inputs if value.grad is not None)]
+
+    exact = outputs(torch.float32, mask)
+    for found, wanted in zip(outputs(torch.bfloat16, as_bias(mask, torch.bfloat16)), exact, strict=True):
+        assert float((found - wanted).norm() / wanted.norm()) < 0.02

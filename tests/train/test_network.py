@@ -73,7 +73,7 @@ def test_fresh_weights_depend_on_the_seed_and_the_name_alone() -> None:
 
 def test_a_network_from_nothing_is_the_same_on_every_call(tokenizer: str) -> None:
     settings = ModelSettings(config=SHAPE, tokenizer=tokenizer, attention="full", init_mask_row=True)
-    one, two = (build(settings, lora=LoraSettings(rank=2)).state_dict() for _ in range(2))
+    one, two = (build(settings, lora=LoraSettings(rank=2, train_embeddings=True)).state_dict() for _ in range(2))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -263,3 +263,9 @@ def test_a_plan_takes_the_shape_from_settings_source_or_the_stage_before(tmp_pat
     assert block.block_length == 4
     with pytest.raises(SettingsError, match=r"the plan needs the shape of runs/before/final: give its folder as"):
         planned_config(ModelSettings(source="runs/before/final"), before=None)
+
+
+def test_an_adapter_that_would_miss_the_new_mask_row_is_refused(tokenizer: str) -> None:
+    settings = ModelSettings(config=SHAPE, tokenizer=tokenizer, attention="full", init_mask_row=True)
+    with pytest.raises(SettingsError, match=r"base and adapter would miss it; set lora.train_embeddings=true"):
+        build(settings, lora=LoraSettings(rank=2))

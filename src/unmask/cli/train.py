@@ -58,7 +58,9 @@ def train(
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.", metavar="DEVICE")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No lines of progress.")] = False,
 ) -> None:
-    """Train a model by a recipe; `torchrun --no-python unmask train RECIPE` does it on several devices.
+    """Train a model by a recipe.
+
+    On several devices: torchrun --nproc-per-node 8 --no-python unmask train RECIPE
 
     Example: unmask train tiny --set sft.schedule.total_steps=100
     """

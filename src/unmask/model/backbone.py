@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
         self,
         x_BTD: Float[Tensor, "B T D"],
         rotary: tuple[Tensor, Tensor],
-        attn_mask: Bool[Tensor, "B 1 T S"] | None,
+        attn_mask: Bool[Tensor, "B 1 T S"] | Float[Tensor, "B 1 T S"] | None,
         cache: KVCache | None,
         window: Window | None,
         layer: int,
@@ -95,7 +95,7 @@ class Layer(nn.Module):
         self,
         x_BTD: Float[Tensor, "B T D"],
         rotary: tuple[Tensor, Tensor],
-        attn_mask: Bool[Tensor, "B 1 T S"] | None,
+        attn_mask: Bool[Tensor, "B 1 T S"] | Float[Tensor, "B 1 T S"] | None,
         cache: KVCache | None,
         window: Window | None,
         layer: int,
@@ -134,17 +134,20 @@ class Backbone(nn.Module):
         ids_BT: Int[Tensor, "B T"],
         positions_BT: Int[Tensor, "B T"],
         *,
-        attn_mask: Bool[Tensor, "B 1 T S"] | None = None,
+        attn_mask: Bool[Tensor, "B 1 T S"] | Float[Tensor, "B 1 T S"] | None = None,
         cache: KVCache | None = None,
         window: Window | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Hidden states after the last norm.
 
         `positions_BT` are rotary positions, counted per row from its first token (padding may have any value).
-        `attn_mask` None lets every query see every key. With a `cache`, `window` names the columns that ids_BT fill,
-        and keys S are all columns before `window.stop`; without one S = T.
+        `attn_mask` None lets every query see every key; numbers are added to the scores. With a `cache`, `window` names
+        the columns that ids_BT fill, and keys S are all columns before `window.stop`; without one S = T.
         """
-        rotary = rotary_tables(self.config, positions_BT, dtype=self.dtype)
+        # Under autocast the products come out in its dtype, and what is multiplied with them should not widen them
+        device = self.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
+        rotary = rotary_tables(self.config, positions_BT, dtype=dtype)
         x_BTD = self.embed_tokens(ids_BT)
         for number, layer in enumerate(self.layers):
             if self.checkpoint_layers and torch.is_grad_enabled():

@@ -53,7 +53,7 @@ from unmask.train.parallel import (
 )
 from unmask.train.plan import model_flops
 from unmask.train.schedule import lr_factor
-from unmask.train.settings import SourceSettings, StageSettings, as_record, differences
+from unmask.train.settings import SourceSettings, StageSettings, as_record, differences, with_defaults
 from unmask.train.step import (
     LEVEL_BINS,
     STATISTICS,
@@ -484,7 +484,8 @@ def _checkpoint_to_resume(stage: StageSettings, folder: Path, *, resume: bool) -
         raise CheckpointError(
             f"{folder} holds a run at step {meta.step}; go on with --resume, or begin anew in another --output"
         )
-    then, now = dict(meta.settings), as_record(stage)
+    defaults = as_record(StageSettings(name=stage.name))  # a setting that is newer than the checkpoint
+    then, now = with_defaults(meta.settings, defaults), as_record(stage)
     for key in FREE_KEYS:
         then.pop(key, None)
         now.pop(key, None)

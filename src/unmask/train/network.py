@@ -83,6 +83,11 @@ def build_network(settings: ModelSettings, *, kind: Kind, lora: LoraSettings | N
             )
         init_row(backbone, backbone.config.mask_id, seed=seed)
     if lora is not None:
+        if settings.init_mask_row and not lora.train_embeddings:
+            raise SettingsError(
+                "model.init_mask_row gives the mask token a new row, which an adapter without the embeddings does not "
+                "hold: base and adapter would miss it; set lora.train_embeddings=true"
+            )
         add_lora(backbone, lora, seed=seed)
         if settings.adapter:
             load_adapter_weights(backbone, Path(settings.adapter), lora)

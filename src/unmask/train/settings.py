@@ -298,6 +298,8 @@ def with_values(settings: Any, values: Mapping[str, str], *, also_known: Sequenc
     replaced: dict[str, Any] = {}
     for name, inner in _by_first(values).items():
         here = f"{_at}.{name}" if _at else name
+        if name in also_known:
+            raise SettingsError(f"{name} is a stage; name one of its settings, as in {name}.optimiser.lr")
         if name not in known:
             where = f" of {_at}" if _at else ""
             raise SettingsError(f"{name!r} is not a setting{where}; {did_you_mean(name, [*known, *also_known])}")
@@ -341,12 +343,12 @@ def parse_value(kind: Any, text: str) -> Any:
             raise ValueError("needs true or false")
         return text.lower() == "true"
     if kind is int:
-        number = float(text) if "e" in text.lower() else int(text.replace("_", ""))
+        number = _number(text.replace("_", ""))
         if number != int(number):
             raise ValueError("needs a whole number")
         return int(number)
     if kind is float:
-        return float(text)
+        return _number(text)
     if kind is str:
         return text
     if dataclasses.is_dataclass(kind):
@@ -410,6 +412,26 @@ def _parsed(kind: Any, text: str, *, at: str) -> Any:
         return parse_value(kind, text)
     except (ValueError, TypeError, OverflowError) as error:
         raise SettingsError(f"--set {at}={text}: {error}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("needs a number") from None
+
+
+def with_defaults(record: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of settings in which those that it does not have yet stand at their defaults.
+
+    >>> with_defaults({"a": {"b": 1}}, {"a": {"b": 0, "c": 2}, "d": 3})
+    {'a': {'b': 1, 'c': 2}, 'd': 3}
+    """
+    filled = {**defaults, **record}
+    for key, value in record.items():
+        if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping):
+            filled[key] = with_defaults(value, defaults[key])
+    return filled
 
 
 def _default(kind: Any) -> Any:

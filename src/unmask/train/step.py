@@ -25,7 +25,7 @@ from unmask.diffusion.documents import document_positions
 from unmask.diffusion.loss import linear_cross_entropy
 from unmask.diffusion.objective import denominator, loss_weights, place_end_weights
 from unmask.diffusion.settings import Corruption
-from unmask.model.attention import annealed_mask, block_training_mask, causal_document_mask, document_mask
+from unmask.model.attention import annealed_mask, as_bias, block_training_mask, causal_document_mask, document_mask
 from unmask.model.backbone import Backbone
 from unmask.model.config import ModelConfig
 from unmask.train.schedule import ramp
@@ -168,7 +168,7 @@ class Trainee(nn.Module):
         self,
         ids_BT: Int[Tensor, "B T"],
         positions_BT: Int[Tensor, "B T"],
-        attn_mask: Bool[Tensor, "B 1 T T"] | None,
+        attn_mask: Bool[Tensor, "B 1 T T"] | Float[Tensor, "B 1 T T"] | None,
         row_M: Int[Tensor, " M"],
         column_M: Int[Tensor, " M"],
         target_M: Int[Tensor, " M"],
@@ -185,9 +185,21 @@ class Trainee(nn.Module):
         """The NLL of the batch's tokens, in nats; products run in `precision`."""
         with autocast(batch.ids_BT.device, precision):
             out: Tensor = self(
-                batch.ids_BT, batch.positions_BT, batch.sight.mask(), batch.row_M, batch.column_M, batch.target_M
+                batch.ids_BT,
+                batch.positions_BT,
+                _mask(batch.sight, precision),
+                batch.row_M,
+                batch.column_M,
+                batch.target_M,
             )
         return out
+
+
+def _mask(sight: Sight, precision: torch.dtype) -> Tensor | None:
+    """The mask; as numbers where the network attends by products (`model/attention.py`)."""
+    mask = sight.mask()
+    is_small = sight.document_BL.device.type == "cpu" and precision is torch.bfloat16
+    return as_bias(mask, precision) if is_small and torch.is_grad_enabled() else mask
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager[object]:

@@ -1,0 +1,117 @@
+"""The recipes: each builds whole, keeps to the paper where it says so, and is found by name or by file."""
+
+from pathlib import Path
+
+import pytest
+
+from unmask import recipes
+from unmask.errors import SettingsError
+from unmask.train.settings import Recipe, StageSettings, as_record
+
+FOLDER = Path("runs/mine")
+
+
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_every_recipe_builds_and_bears_its_name(name: str) -> None:
+    recipe = recipes.find(name, FOLDER)
+    assert recipe.name == name
+    assert recipe.summary
+    assert recipe.needs
+    assert all(stage.note for stage in recipe.stages)
+    stages = [stage.name for stage in recipe.stages]
+    assert len(set(stages)) == len(stages) > 0
+    assert as_record(recipe.stages[0])["name"] == stages[0]
+
+
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_a_stage_starts_from_nothing_from_outside_or_from_one_before_it(name: str) -> None:
+    before: set[str] = set()
+    for stage in recipes.find(name, FOLDER).stages:
+        if Path(stage.model.source).is_relative_to(FOLDER):
+            assert stage.model.source in before
+        else:
+            assert stage.model.config is not None  # so that a plan needs no weights
+        before.add(str(FOLDER / stage.name / "final"))
+
+
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_diffusion_attends_both_ways_and_autoregression_does_not(name: str) -> None:
+    for stage in recipes.find(name, FOLDER).stages:
+        inherits = stage.model.attention is None
+        if stage.loss.kind == "autoregressive":
+            assert inherits or stage.model.attention == "causal"
+        else:
+            assert inherits or stage.model.attention in ("full", "block")
+
+
+def test_the_twin_of_tiny_sees_the_same_rows_at_the_same_length() -> None:
+    recipe = recipes.find("tiny", FOLDER)
+    adapt, mid, sft = (recipe.stage(name) for name in ("adapt", "mid", "sft"))
+    twin_mid, twin_sft = recipe.stage("twin-mid"), recipe.stage("twin-sft")
+    assert _tokens(twin_mid) == _tokens(adapt) + _tokens(mid)
+    assert (twin_sft.data, twin_sft.steps, twin_sft.seed) == (sft.data, sft.steps, sft.seed)
+    assert (twin_sft.optimiser, twin_sft.schedule) == (sft.optimiser, sft.schedule)
+
+
+def test_diffucoder_reads_the_papers_65_billion_tokens_twice() -> None:
+    adapt, mid, sft = recipes.find("diffucoder_7b", FOLDER).stages
+    for stage in (adapt, mid):
+        assert _tokens(stage) == pytest.approx(65e9, rel=0.01)
+        assert stage.data.length == 4096
+    assert adapt.loss.anneal_steps == 10_000
+    assert sft.data.rows * sft.steps == pytest.approx(5 * 436_000, rel=0.01)
+
+
+def test_a_file_is_a_recipe_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from unmask.train.settings import Recipe, StageSettings\n"
+        "def recipe(folder):\n"
+        "    return Recipe(name='mine', summary=str(folder), needs='', stages=(StageSettings(name='only'),))\n"
+    )
+    assert recipes.find(str(path), FOLDER) == Recipe(
+        name="mine", summary="runs/mine", needs="", stages=(StageSettings(name="only"),)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("recipes = 3\n", "defines no function `recipe(folder)`; it returns an unmask.train.settings.Recipe"),
+        ("recipe = 3\n", "defines no function `recipe(folder)`"),
+        ("def recipe(folder):\n    return {}\n", "returned dict; it must return a Recipe"),
+        (
+            "from unmask.train.settings import Recipe\n"
+            "def recipe(folder):\n    return Recipe(name='', summary='', needs='', stages=())\n",
+            "has no stages; give it one or more",
+        ),
+        (
+            "from unmask.train.settings import Recipe, StageSettings\n"
+            "def recipe(folder):\n"
+            "    return Recipe(name='', summary='', needs='', stages=(StageSettings(name='a'),) * 2)\n",
+            "has two stages of the name 'a', which would write into one folder; give them names of their own",
+        ),
+    ],
+)
+def test_a_file_that_holds_no_recipe_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        recipes.find(str(path), FOLDER)
+    assert str(path) in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_a_folder_is_no_recipe_file(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").mkdir()
+    with pytest.raises(SettingsError, match=r"odd\.py is not a file; give the path of a recipe, or one of tiny"):
+        recipes.find(str(tmp_path / "odd.py"), FOLDER)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(SettingsError, match=r"'qwen' is no recipe; did you mean qwen_0_5b\?.*ends in \.py"):
+        recipes.find("qwen", FOLDER)
+
+
+def _tokens(stage: StageSettings) -> int:
+    return stage.steps * stage.tokens_per_step
