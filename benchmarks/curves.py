@@ -29,9 +29,8 @@ class Curve:
 
 def read_curve(folder: Path) -> Curve:
     """The curve of a stage's folder."""
-    records: list[dict[str, Any]] = [
-        json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # what has no line break is torn
+    records: list[dict[str, Any]] = [json.loads(line) for line in lines]
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     per_step = settings["data"]["rows"] * settings["data"]["length"] / 1e6
 

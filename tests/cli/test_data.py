@@ -20,6 +20,8 @@ from unmask.data.task import Task
 from unmask.errors import SettingsError, TaskError, UnknownModelError
 from unmask.evaluate import benchmarks, environment
 from unmask.evaluate.environment import Environment
+from unmask.model import hub
+from unmask.model.hub import Resolved
 from unmask.text.tokenizer import Tokenizer
 
 runner = CliRunner()
@@ -95,6 +97,10 @@ def test_fetch_prints_the_paths_of_what_a_benchmark_needs(folder: Path, monkeypa
     assert run("fetch", "humaneval+", "--version", "v1")[0] == f"{folder}/right.jsonl\n"
     assert json.loads(run("fetch", "humaneval+", "--json")[0]) == {"right.jsonl": f"{folder}/right.jsonl"}
     assert asked == [("humaneval+", "v1"), ("humaneval+", None)]
+
+
+def test_fetch_of_what_is_generated_says_that_it_needs_nothing() -> None:
+    assert run("fetch", "synthetic-test") == ("", "synthetic-test needs no data: its tasks are generated\n")
 
 
 def test_fetch_of_an_unknown_benchmark_names_the_nearest() -> None:
@@ -270,6 +276,19 @@ def test_build_with_an_unknown_tokenizer_names_the_nearest_model(folder: Path, t
         run("build", texts, "--tokenizer", "qwen2.5-coder-0.5b-instrct", "--output", folder / "shards")
 
 
+def test_the_folder_of_a_run_does_not_hide_the_model_of_its_name(
+    folder: Path, texts: Path, vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(name: str, **_: object) -> Resolved:
+        return Resolved(path=vocabulary, source="the package", name=name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "resolve", resolve)
+    (tmp_path / "tiny" / "sft").mkdir(parents=True)
+    run("build", texts, "--tokenizer", "tiny", "--output", folder / "shards")
+    assert Shards.open(folder / "shards").num_documents == 9
+
+
 @pytest.mark.parametrize("command", ["build", "tokenizer", "synth"])
 def test_ctrl_c_leaves_nothing_and_says_so(
     folder: Path, texts: Path, vocabulary: Path, monkeypatch: pytest.MonkeyPatch, command: str
@@ -324,6 +343,30 @@ def test_synth_asks_for_tasks_and_prints_the_file(folder: Path, monkeypatch: pyt
     assert out == f"{place}\t3\n"
     assert err == "making test tasks\n"
     assert asked == [("test", 3, 5, place, "text")]
+
+
+def test_synth_writes_over_nothing(folder: Path) -> None:
+    place = folder / "tasks.jsonl"
+    place.write_text("mine")
+    with pytest.raises(TaskError, match=r"tasks\.jsonl is there already, and is never written over; delete it or ch"):
+        run("synth", "test", "--count", 3, "--output", place)
+    assert place.read_text() == "mine"
+
+
+def test_ctrl_c_while_a_tokenizer_is_written_leaves_nothing_and_says_so(
+    folder: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(tokenizer: Tokenizer, place: Path) -> None:
+        place.mkdir()
+        (place / "tokenizer.json").write_text("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tokenizer, "save", stop)
+    place = folder / "out" / "made"
+    arguments = ["tokenizer", texts, "--vocab-size", 300, "--output", place]
+    done = runner.invoke(cli.app, [str(argument) for argument in arguments])
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (130, f"stopped; nothing was written to {place}")
+    assert list(place.parent.iterdir()) == []
 
 
 def test_a_build_on_a_terminal_draws_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

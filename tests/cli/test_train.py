@@ -108,6 +108,12 @@ def test_a_recipe_ends_in_weights_that_generate() -> None:
     assert json.loads(answered.out)["num_forwards"] >= 1
 
 
+def test_a_stage_without_tasks_or_prompt_copies_its_network_once_to_export_it() -> None:
+    with mock.patch.object(loop._Run, "plain", autospec=True, side_effect=loop._Run.plain) as copied:
+        assert unmask("train", "small.py", "--quiet", "--stage", "first").code == 0
+    assert copied.call_count == 1
+
+
 def test_quiet_says_nothing_and_does_the_same() -> None:
     outcome = unmask("train", "small.py", "--quiet", "--stage", "first")
     assert (outcome.code, outcome.out, outcome.err) == (0, b"", "")
@@ -139,8 +145,8 @@ def test_a_run_that_is_there_is_gone_on_with_or_refused() -> None:
 def test_resuming_with_other_settings_names_them() -> None:
     assert unmask("train", "small.py", "--quiet", "--stage", "first").code == 0
     Path("runs/small/first/final/config.json").unlink()  # as if it had ended before its export
-    told = refusal("train", "small.py", "--quiet", "--resume", "--set", "first.optimiser.lr=0.5")
-    assert "optimiser.lr (0.0003 there, 0.5 now)" in told
+    told = refusal("train", "small.py", "--quiet", "--resume", "--set", "first.data.rows=16")
+    assert "data.rows (4 there, 16 now)" in told
 
 
 # --- ways to end early ------------------------------------------------------------------------------------------------
@@ -219,6 +225,11 @@ def test_ctrl_c_is_pythons_again_after_a_run() -> None:
         (["small.py", "--set", "model=qwen"], "--set model=qwen: has settings of its own: source, "),
         (["small.py", "--stage", "secnd"], "'secnd' is no stage of the recipe small; did you mean second?"),
         (["small.py", "--stage", "second"], "run that one first, as in --stage first --stage second"),
+        (
+            ["small.py", "--set", "second.run.timeout_seconds=60"],
+            "run.timeout_seconds is 600 in the stage first and 60 in second, and one start has one of it; set it for "
+            "every stage, as in --set run.timeout_seconds=600, or run them apart with --stage",
+        ),
         (["small.py", "--device", "gpu"], "--device gpu is none to train on; "),
         (["small.py", "--plan", "--devices", "0"], "--devices 0 leaves nothing to train on; give 1 or more"),
         (["small.py", "--plan", "--mfu", "40"], "--mfu 40 is not a share; it lies above 0 and up to 1"),

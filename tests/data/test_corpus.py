@@ -57,6 +57,23 @@ def test_a_task_without_a_solution_is_named(tmp_path: Path) -> None:
         list(read(path))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"prompt": "def f():", "reference": ["x"]},
+            "the task 'a/1' has a list as its 'reference'; it has to be a text",
+        ),
+        ({"reference": "x = 1"}, "the task 'a/1' has neither an 'instruction' nor a 'prompt', so nothing is asked"),
+    ],
+)
+def test_a_task_that_makes_no_pair_is_named(tmp_path: Path, fields: dict[str, object], message: str) -> None:
+    path = lines(tmp_path / "a.jsonl", {"task_id": "a/1", "entry_point": "f", **fields})
+    with pytest.raises(DataError) as caught:
+        list(read(path))
+    assert str(caught.value).startswith(f"{path}, line 1: {message}")
+
+
 def test_a_record_without_a_text_names_its_fields(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", {"code": "x", "id": 3})
     with pytest.raises(
@@ -99,8 +116,19 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
         list(read(path))
 
 
-@pytest.mark.parametrize(("given", "split"), [("hf:owner/name", "train"), ("hf:owner/name:test", "test")])
-def test_a_data_set_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch, given: str, split: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "wanted", "split"),
+    [
+        ("hf:owner/name", ("owner/name",), "train"),
+        ("hf:owner/name:test", ("owner/name",), "test"),
+        ("hf:owner/name/config", ("owner/name", "config"), "train"),
+        ("hf:owner/name/config:test", ("owner/name", "config"), "test"),
+        ("hf:name", ("name",), "train"),
+    ],
+)
+def test_a_data_set_of_the_hub_is_streamed(
+    monkeypatch: pytest.MonkeyPatch, given: str, wanted: tuple[str, ...], split: str
+) -> None:
     asked: list[tuple[object, ...]] = []
     taken = []
 
@@ -109,14 +137,59 @@ def test_a_data_set_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch, give
             taken.append(number)
             yield {"content": f"x = {number}", "license": "MIT"}
 
-    def load_dataset(name: str, *, split: str, streaming: bool) -> Iterator[dict[str, str]]:
+    def load_dataset(*name: str, split: str, streaming: bool) -> Iterator[dict[str, str]]:
         asked.append((name, split, streaming))
         return rows()
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert next(read(given)) == Document(name=f"{given}, row 1", text="x = 0", licences=("MIT",))
-    assert asked == [("owner/name", split, True)]
+    assert asked == [(wanted, split, True)]
     assert taken == [0]
+
+
+def test_records_of_others_that_hold_nothing_are_counted_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, answer = {"role": "user", "content": "Add."}, {"role": "assistant", "content": "a + b"}
+    rows: list[dict[str, Any]] = [
+        {"text": None},
+        {"text": "kept"},
+        {"messages": [ask, {"role": "assistant", "content": " "}]},
+        {"messages": [answer]},
+        {"messages": [ask]},
+        {"messages": None},
+        {"messages": [ask, answer]},
+        {"task_id": "a/1", "entry_point": "f", "prompt": "Add."},
+        {"text": None, "content": "kept too"},
+    ]
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: iter(rows)))
+    skipped: Counter[str] = Counter()
+    kept = list(read("hf:a/b", skipped=skipped))
+    assert [document.name for document in kept] == [f"hf:a/b, row {number}" for number in (2, 7, 9)]
+    assert [document.contents[-1] for document in kept] == ["kept", "a + b", "kept too"]
+    assert skipped == {"no text": 1, "no answer": 5}
+
+
+def test_records_of_others_with_other_fields_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: iter([{"code": "x"}])))
+    with pytest.raises(DataError, match="hf:a/b, row 1 has the fields code; a document has messages, or a text in"):
+        list(read("hf:a/b"))
+
+
+def test_a_stream_that_breaks_off_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    class HubError(Exception):
+        pass
+
+    def rows(*_: object, **__: object) -> Iterator[dict[str, str]]:
+        for number in range(1200):
+            yield {"text": f"x = {number}"}
+        raise HubError("connection reset")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=rows))
+    with pytest.raises(DataError) as caught:
+        list(read("hf:a/b"))
+    assert "hf:a/b broke off after 1,200 documents (HubError: connection reset); nothing of it is kept" in str(
+        caught.value
+    )
+    assert "start again when the network is back" in str(caught.value)
 
 
 def test_a_data_set_that_the_hub_does_not_have_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +197,9 @@ def test_a_data_set_that_the_hub_does_not_have_is_named(monkeypatch: pytest.Monk
         raise FileNotFoundError(f"no data set {name}")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(DataError, match=r"hf:a/b cannot be opened \(no data set a/b\); check its name, its split, and"):
+    with pytest.raises(
+        DataError, match=r"hf:a/b cannot be opened \(no data set a/b\); check its name, its configuration"
+    ):
         list(read("hf:a/b"))
 
 
@@ -148,9 +223,28 @@ def test_parquet_rows_are_documents(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"messages": [turns]}), tmp_path / "b.parquet")
     assert [(d.text, d.licences) for d in read(tmp_path / "a.parquet")] == [("a", ("MIT",)), ("b", ())]
     assert [d.messages[1].content for d in read(tmp_path / "b.parquet")] == ["yes"]
+    parquet.write_table(pyarrow.table({"text": ["a", None, "b"]}), tmp_path / "d.parquet")
+    skipped: Counter[str] = Counter()
+    assert [d.name for d in read(tmp_path / "d.parquet", skipped=skipped)] == [
+        f"{tmp_path / 'd.parquet'}, row {number}" for number in (1, 3)
+    ]
+    assert skipped == {"no text": 1}
     (tmp_path / "c.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"c\.parquet cannot be read as parquet .*; get the file again"):
         list(read(tmp_path / "c.parquet"))
+
+
+def test_a_parquet_file_that_is_damaged_far_in_is_named(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `train` is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": [f"text {i}" for i in range(2000)]}), path, row_group_size=500)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + b"\xff" * 2000 + whole[len(whole) // 2 + 2000 :])
+    documents = read(path)
+    assert next(documents).text == "text 0"
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read as parquet .*; get the file again"):
+        list(documents)
 
 
 def test_a_source_that_is_not_there_or_not_known_says_what_is(tmp_path: Path) -> None:

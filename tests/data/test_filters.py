@@ -30,6 +30,8 @@ def reason(text: str, *, special: tuple[str, ...] = (), **settings: Any) -> str 
         (("MIT", "GPL-3.0-only"), False),
         (("GPL-3.0-only OR MIT",), True),
         (("MIT AND GPL-3.0-only",), False),
+        (("(GPL-3.0-only OR MIT)",), True),
+        (("(MIT OR GPL-3.0-only) AND GPL-3.0-only",), False),
         (("MIT AND Apache-2.0",), True),
         ((), False),
     ],
@@ -116,6 +118,25 @@ def test_near_duplicates_agree_with_jaccards_index() -> None:
         near.add(" ".join(original))
         changed = [f"new{i}" if i % (400 // num_changed) == 3 else word for i, word in enumerate(original)]
         assert near.add(" ".join(changed)) != is_found
+
+
+def test_a_text_is_found_behind_others_that_share_a_band_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    def signature(text: str) -> Any:
+        """The header's band is common to all; the rest is the text's own, but for the last letter."""
+        own = np.random.default_rng(list(text[:-1].encode())).integers(0, 1 << 32, size=80, dtype=np.uint32)
+        own[:5] = 7
+        if text[-1] == "2":
+            own[5::5] += np.uint32(1)  # of each other band one hash: 65 of 80 stay
+        return own
+
+    monkeypatch.setattr("unmask.data.filters._signature", signature)
+    near = NearDuplicates()
+    assert [near.add(name) for name in ("a1", "b1", "c1", "b2", "c2")] == [True, True, True, False, False]
+    for number in range(20):
+        assert near.add(f"{number} 1")
+    assert {len(numbers) for numbers in near._bands.values()} == {1, 8}
 
 
 def test_short_texts_are_near_duplicates_of_themselves_alone() -> None:

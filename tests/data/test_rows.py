@@ -180,6 +180,14 @@ def test_a_cut_answer_has_no_end_and_a_prompt_that_fills_a_row_is_dropped(tmp_pa
     assert rows.row(1).ids.tolist() == [3, 4, PAD, PAD, PAD, PAD]
 
 
+def test_an_answer_that_fits_without_all_of_its_end_tokens_is_whole_and_keeps_the_rest(tmp_path: Path) -> None:
+    shards = shards_of(tmp_path, [([1] * 4, 1), ([2] * 6, 1)])
+    rows = PackedRows(shards, 6, pad_id=PAD, end_tokens=3, on_long="cut")
+    assert (rows.num_rows, rows.num_cut, rows.num_dropped) == (2, 0, 0)
+    assert [rows.row(i).ids.tolist() for i in range(2)] == [[1, 1, 1, 1, PAD, PAD], [2] * 6]
+    assert [rows.row(i).is_end.sum() for i in range(2)] == [2, 0]
+
+
 def test_settings_that_break_a_rule_are_refused(tmp_path: Path) -> None:
     shards = shards_of(tmp_path, [([1, 2], 1)])
     with pytest.raises(SettingsError, match="length=1: a row has at least 2 tokens"):

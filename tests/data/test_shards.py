@@ -1,10 +1,16 @@
 """Shards: what is written is what is read, and a folder that is not whole is never opened."""
 
+import errno
 import json
+import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +76,48 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "s", stopped())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_is_told_and_nothing_is_left_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+
+    def open_full(path: Path, *arguments: Any, **options: Any) -> Any:
+        return real(Path("/dev/full") if path.name.startswith("tokens-") else path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "s", [[1], [2] * 100_000], file_bytes=1 << 20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_the_disk_did_not_take_never_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_holds_is_not(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\nfrom unmask.data.shards import ShardWriter\n"
+        f"with ShardWriter({str(tmp_path / 's')!r}, vocab_size=9, tokenizer='abc') as writer:\n"
+        "    writer.add([1, 2])\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    (tmp_path / ".other.x.partial").mkdir()
+    (left,) = tmp_path.glob(".s.*.partial")
+    with ShardWriter(tmp_path / "s", vocab_size=9, tokenizer="abc") as writer:
+        assert not left.exists()
+        writer.add([1, 2])
+        with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path / "s", vocab_size=9, tokenizer="abc"):
+            raise KeyboardInterrupt
+        writer.add([3])
+    assert Shards.open(tmp_path / "s").num_tokens == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.x.partial", "s"]
 
 
 def test_the_folder_appears_when_it_is_whole(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 import pytest
 
 from unmask.data.jsonl import read_tasks
-from unmask.data.synthetic import compositions, inputs
+from unmask.data.synthetic import compositions, inputs, twins
 from unmask.data.synthetic.catalogue import PRIMITIVES
 from unmask.data.synthetic.code import Step, Style, write_body
 from unmask.data.synthetic.compositions import SPLITS, Composition, Split, split_of, strata
@@ -392,6 +392,47 @@ def test_the_splits_share_no_composition_and_no_behaviour() -> None:
             behaviours[key] = composition
 
 
+@pytest.mark.parametrize(
+    "composition",
+    [("list_multiples", "last_number"), ("keys_above", "lengths"), ("lengths", "multiply_each", "square_each")],
+)
+def test_what_is_in_training_with_other_parameters_is_in_no_split(composition: Composition) -> None:
+    assert composition in compositions.compositions()
+    assert compositions.split_with_twins(composition) in HELD_OUT
+    assert split_of(composition) is None
+
+
+def test_the_list_of_twins_holds_held_out_compositions_alone_and_each_once() -> None:
+    lines = [line for line in compositions.TWINS.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+    listed = [tuple(line.split("/")) for line in lines]
+    assert listed == sorted(set(listed))
+    assert set(listed) <= set(compositions.compositions())
+    assert {compositions.split_with_twins(composition) for composition in listed} == set(HELD_OUT)
+
+
+def test_a_twin_is_found_at_any_parameter_and_constants_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = {
+        ("multiply",): "train",
+        ("list_multiples", "last_number"): "test",
+        ("list_multiples", "largest"): "val",  # of a negative number the first multiple is the largest
+        ("absolute_each", "keep_negative"): "train",
+        ("square_each", "keep_negative"): "val",
+        ("sort_numbers", "first_number"): "hard-train",
+        ("smallest",): "hard-test",
+        ("sort_numbers_down", "last_number"): "test",
+    }
+    monkeypatch.setattr(twins, "compositions", lambda: tuple(split))
+    monkeypatch.setattr(twins, "split_with_twins", split.__getitem__)
+    assert twins.find_twins() == [("list_multiples", "last_number"), ("smallest",)]
+
+
+@pytest.mark.slow
+def test_the_list_of_twins_is_what_the_operations_give() -> None:
+    assert compositions.TWINS.read_text(encoding="utf-8") == twins.as_text(twins.find_twins()), (
+        "the table of operations has changed: run `python -m unmask.data.synthetic.twins`"
+    )
+
+
 def test_a_composition_that_a_simpler_or_an_earlier_one_equals_is_in_no_split() -> None:
     every = set(compositions.compositions())
     assert ("sort_numbers", "largest") not in every
@@ -442,11 +483,15 @@ def test_a_draw_depends_on_the_split_the_index_and_the_seed_alone() -> None:
     assert draw_task("train", 6, 1) != alone
 
 
-def test_the_same_tasks_are_drawn_in_another_process() -> None:
+@pytest.mark.parametrize(
+    ("splits", "wanted"),
+    [(("train", "hard-train"), "c6845cf160d853d2"), (HELD_OUT, "42480e2e2bf923cc")],
+)
+def test_the_same_tasks_are_drawn_in_another_process(splits: tuple[Split, ...], wanted: str) -> None:
     """Hash randomisation and the machine may not matter. A change here is a new version of the benchmarks."""
-    tasks = [draw_task(split, index, 0).task for split in SPLITS for index in range(5)]
+    tasks = [draw_task(split, index, 0).task for split in splits for index in range(5)]
     text = "".join(task.prompt + task.reference for task in tasks)
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "e5b5e200d8fa8c34"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == wanted
 
 
 def test_a_draft_is_of_its_split(drafts: list[Draft]) -> None:
@@ -726,6 +771,11 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         write("train", 1, seed=0, path=tmp_path / "no" / "x", format="text", executor=SilentExecutor())
     assert f"there is no folder {tmp_path / 'no'} for x; make it" in str(caught.value)
+
+
+def test_a_file_that_would_be_packed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"a\.jsonl\.gz would hold plain JSON lines; give a name without \.gz"):
+        write("test", 1, seed=0, path=tmp_path / "a.jsonl.gz", format="tasks", executor=SilentExecutor())
 
 
 def test_an_unknown_format_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from unmask.diffusion.nelbo import combine, held_out_masks
+from unmask.diffusion.corrupt import corrupt
+from unmask.diffusion.nelbo import combine
+from unmask.diffusion.settings import Corruption
 from unmask.errors import SettingsError
 
 IS_MASKABLE = torch.tensor([False, True, True, False, True, True, True])
@@ -35,10 +37,20 @@ def exact() -> float:
 
 
 def estimates(documents: int, samples: int) -> Tensor:
+    """What the masked copies of one document say of its bound, as they are drawn for held-out text."""
+    generator = torch.Generator().manual_seed(5)
     rows = []
     for document in range(documents):
-        masks = held_out_masks(IS_MASKABLE, num_samples=samples, seed=0, document=document)
-        rows.append(masks.weight_N * nll(masks.is_masked_NL))
+        level_N = (torch.rand(1, generator=generator, dtype=torch.float64) + torch.arange(samples)) / samples
+        masks = corrupt(
+            IS_MASKABLE.expand(samples, -1),
+            torch.zeros(samples, len(IS_MASKABLE), dtype=torch.long),
+            level_N,
+            document * samples + torch.arange(samples),
+            corruption=Corruption(t_min=0.0),
+            seed=0,
+        )
+        rows.append(masks.loss_weight_BL.amax(1).double() * nll(masks.is_masked_BL))
     return torch.stack(rows)
 
 
@@ -48,25 +60,6 @@ def test_the_estimate_is_unbiased_for_any_number_of_samples(samples: int) -> Non
     error = float(means.std()) / math.sqrt(len(means))
     assert float(means.mean()) == pytest.approx(exact(), abs=4 * error)
     assert error < 0.05 * exact()
-
-
-def test_masks_depend_on_seed_and_document_alone_and_spare_what_is_not_maskable() -> None:
-    one = held_out_masks(IS_MASKABLE, num_samples=8, seed=0, document=3)
-    again = held_out_masks(IS_MASKABLE, num_samples=8, seed=0, document=3)
-    assert torch.equal(one.is_masked_NL, again.is_masked_NL)
-    for seed, document in ((1, 3), (0, 4)):
-        other = held_out_masks(IS_MASKABLE, num_samples=8, seed=seed, document=document)
-        assert not torch.equal(one.is_masked_NL, other.is_masked_NL)
-    assert not one.is_masked_NL[:, ~IS_MASKABLE].any()
-    count_N = one.is_masked_NL.sum(1)
-    assert torch.equal(count_N, count_N.sort().values)
-    torch.testing.assert_close(one.weight_N, T / count_N.double())
-
-
-def test_a_document_with_nothing_to_predict_has_empty_masks_of_no_weight() -> None:
-    masks = held_out_masks(torch.zeros(4, dtype=torch.bool), num_samples=2, seed=0, document=0)
-    assert not masks.is_masked_NL.any()
-    assert masks.weight_N.tolist() == [0, 0]
 
 
 def test_the_mean_is_per_token_and_long_documents_count_more() -> None:
@@ -107,5 +100,3 @@ def test_one_sample_or_one_document_has_no_known_error() -> None:
 def test_nothing_to_evaluate_is_said() -> None:
     with pytest.raises(SettingsError, match=r"0 documents with 0 tokens .* give at least one document with a token"):
         combine(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
-    with pytest.raises(SettingsError, match="num_samples=0 is not a count; each held-out document needs at least 1"):
-        held_out_masks(IS_MASKABLE, num_samples=0, seed=0, document=0)

@@ -13,6 +13,7 @@ from unmask.evaluate import benchmarks
 from unmask.evaluate.benchmarks import DEFINITIONS, load, needed_files, synthetic
 from unmask.evaluate.prompts import find_preset, render
 from unmask.sandbox.executor import LocalExecutor, open_executor
+from unmask.sandbox.inside import values
 from unmask.sandbox.job import Job
 from unmask.sandbox.slot import CallRun
 from unmask.sandbox.tests import CallTests
@@ -52,6 +53,18 @@ def test_every_split_is_a_benchmark_of_200_tasks_from_no_file() -> None:
 def test_the_tasks_are_those_that_the_suite_draws_with_the_seed_0() -> None:
     tasks = load("synthetic-test", answers=False).tasks
     assert tasks[17] == draw_task("test", 17, 0).task
+
+
+@pytest.mark.parametrize("split", ["val", "test", "hard-test"])
+def test_the_expected_values_are_what_the_words_mean(split: compositions.Split, executor: LocalExecutor) -> None:
+    tasks = load(f"synthetic-{split}", executor=executor).tasks
+    assert len(tasks) == 200
+    for index, task in enumerate(tasks):
+        draft = draw_task(split, index, 0)
+        tests = task.tests["base"]
+        assert isinstance(tests, CallTests)
+        assert values.decode(tests.inputs) == list(draft.inputs)
+        assert tuple(map(values.decode, tests.expected)) == draft.meant, task.task_id
 
 
 def test_a_limit_takes_the_first_tasks_of_the_same_data() -> None:

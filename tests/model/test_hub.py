@@ -234,7 +234,7 @@ def test_a_checkout_without_the_weights_says_so_and_what_to_do(package: Path) ->
         resolve("tiny")
     assert str(caught.value) == (
         f"tiny is part of the unmask package, but {package} is not there: install unmask again from a copy that "
-        "has the weights, or train them (`unmask train tiny`) and give the folder of its last stage"
+        "has the weights, or train them (`unmask train tiny`) and give the folder of the stage you want (.../final)"
     )
 
 

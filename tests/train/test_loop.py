@@ -16,16 +16,18 @@ from torch.distributed.checkpoint import FileSystemWriter
 
 from unmask.data.shards import ShardWriter, fingerprint
 from unmask.diffusion.settings import Corruption, Objective
-from unmask.errors import CheckpointError, DataError, NumericsError, SettingsError, TaskError, UnmaskError
+from unmask.errors import CheckpointError, DataError, NumericsError, SettingsError, UnmaskError
 from unmask.model.adapter import merge_adapter
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import load_folder, save_folder
 from unmask.text.tokenizer import Tokenizer
 from unmask.train import state
-from unmask.train.loop import is_done, open_mixture, train_stage
+from unmask.train.checks import is_done
+from unmask.train.loop import _Run, train_stage
 from unmask.train.network import build_network, fresh_backbone
 from unmask.train.parallel import World
 from unmask.train.settings import SourceSettings, StageSettings
+from unmask.train.sources import open_mixture
 from unmask.train.step import Trainee
 
 from training_runs import (
@@ -57,7 +59,7 @@ def test_a_run_leaves_settings_log_checkpoints_and_a_folder_to_load(data: Path, 
     outcome = alone(stage, tmp_path / "run")
     assert outcome.is_done
     assert outcome.folder == tmp_path / "run" / "final"
-    assert is_done(tmp_path / "run")
+    assert is_done(stage, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["optimiser"]["lr"] == 0.01
     assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == [
         "step-00000004",
@@ -214,7 +216,7 @@ def test_pairs_need_a_token_that_ends_them(data: Path, tmp_path: Path) -> None:
     refused(
         changed(stage, "data", train=(source,)),
         tmp_path / "run",
-        TaskError,
+        CheckpointError,
         r"the tokenizer has neither a pad token nor an end token to put behind answers; take a checkpoint's own",
     )
 
@@ -242,6 +244,29 @@ def test_noise_and_attention_of_different_blocks_are_refused(
 ) -> None:
     stage = changed(tiny_stage(data, attention=attention), "loss", corruption=corruption)
     refused(stage, tmp_path / "run", SettingsError, message)
+
+
+def test_annealing_is_refused_where_no_causal_mask_opens(data: Path, tmp_path: Path) -> None:
+    refused(
+        changed(tiny_stage(data, attention="block"), "loss", anneal_steps=5),
+        tmp_path / "run",
+        SettingsError,
+        r"loss.anneal_steps=5 has no effect on block attention, which opens no causal mask; set it to 0, or",
+    )
+
+
+def test_end_tokens_weigh_what_the_pairs_say_and_not_what_texts_beside_them_have(data: Path, tmp_path: Path) -> None:
+    texts_beside, pairs = tiny_stage(data).data.train
+    assert texts_beside.end_tokens == 4
+    stage = changed(tiny_stage(data), "data", train=(texts_beside, replace(pairs, end_tokens=1)))
+    stage = changed(stage, "loss", objective=Objective(weight="none"))
+    run = _Run(stage, tmp_path, world=World(), evaluator=None, quiet=True)
+    for batch in run.batches(0):
+        for row in range(len(batch.index_B)):
+            for document in batch.sight.document_BL[row].unique():
+                place_M = batch.column_M + 1
+                is_here_M = (batch.row_M == row) & (batch.sight.document_BL[row, place_M] == document)
+                assert float(batch.weight_M[is_here_M & batch.is_end_M].sum()) <= 1 + 1e-6
 
 
 def test_rows_that_ranks_cannot_share_evenly_are_refused(data: Path, tmp_path: Path) -> None:
@@ -291,9 +316,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_samples(data: Path
         alone(stage, tmp_path / "run")
     step = guilty // 8
     assert str(found.value) == (
-        f"step {step}: the loss of the samples [{guilty}] is not a number; nothing was updated, the last checkpoint is "
-        f"{tmp_path / 'run' / 'checkpoints' / f'step-{step:08d}'}. Lower optimiser.lr or clip_norm and resume from "
-        "there, or look at these rows of the data"
+        f"step {step}: the loss of sample {guilty} (row 30 of {tmp_path / 'texts'}) is not a number; nothing was "
+        f"updated, the last checkpoint is {tmp_path / 'run' / 'checkpoints' / f'step-{step:08d}'}. Resume with a lower "
+        "optimiser.lr or clip_norm, or look at these rows of the data"
     )
     assert records(tmp_path / "run")[-1]["step"] == step
     assert state.latest(tmp_path / "run" / "checkpoints") is not None
@@ -303,11 +328,11 @@ def test_a_first_step_without_a_number_says_that_there_is_no_checkpoint(data: Pa
     stage = poisoned(data, tmp_path / "source", byte=None)
     with pytest.raises(
         NumericsError,
-        match=r"step 0: the loss of the samples \[0, 1, 2, 3, 4, 5, 6, 7\] is not a number; nothing was updated, and "
-        r"no checkpoint was written yet\. Lower",
+        match=r"step 0: the loss of sample 0 \(row .*, sample 3 \(row .*\) and 4 more is not a number; nothing was "
+        r"updated, and no checkpoint was written yet\. Resume with",
     ):
         alone(stage, tmp_path / "run")
-    assert not is_done(tmp_path / "run")
+    assert not is_done(stage, tmp_path / "run")
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_too(
@@ -327,7 +352,7 @@ def break_one_rank(who: World, stage: StageSettings, folder: Path) -> None:
         return nll_M * torch.nan if who.rank == 1 else nll_M
 
     Trainee.nll = broken  # type: ignore[method-assign]
-    with pytest.raises(NumericsError, match=r"step 0: the loss of the samples \[4, 5, 6, 7\] is not a number"):
+    with pytest.raises(NumericsError, match=r"step 0: the loss of sample 4 .*, sample 7 \(row .*\) is not a number"):
         train_stage(stage, folder, world=who, quiet=True)
 
 

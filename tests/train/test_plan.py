@@ -123,6 +123,16 @@ def test_logits_are_held_for_one_slice_of_the_vocabulary() -> None:
     assert (small, large) == (8 * 4096 * 1024, 8 * 4096 * 152_064)
 
 
+def test_a_device_sends_no_more_rows_through_than_its_share_of_a_step() -> None:
+    def activations(devices: int, micro_rows: int) -> int:
+        return make_plan(
+            QWEN_7B, length=512, rows=32, micro_rows=micro_rows, steps=1, devices=devices
+        ).memory.activations
+
+    assert activations(4, 32) == activations(4, 8) < activations(1, 32)
+    assert activations(4, 2) == activations(1, 2)
+
+
 @pytest.mark.parametrize("bfloat16", [True, False])
 @pytest.mark.parametrize(
     "shape",

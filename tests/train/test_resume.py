@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from unmask.errors import CheckpointError
-from unmask.train.loop import Outcome, _Run, is_done, train_stage
+from unmask.train.loop import Outcome, _Run, train_stage
 from unmask.train.parallel import Layout, World
-from unmask.train.settings import StageSettings
+from unmask.train.settings import SourceSettings, StageSettings
 
 from training_runs import (
     Job,
@@ -32,6 +32,7 @@ from training_runs import (
     tiny_stage,
     together,
     wait,
+    write_texts,
 )
 
 STEPS = 10
@@ -95,7 +96,7 @@ def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(data: Path, tmp_path:
     processes = start(train_till_killed, stage, folder)
     kill(processes, folder, step=DRAWN.randrange(4, STEPS - 2))
     assert wait(processes[0]) == -signal.SIGKILL
-    assert not is_done(folder)
+    assert not (folder / "final").exists()
     alone(stage, folder, resume=True)
     assert_ended_alike(tmp_path / "whole", folder)
 
@@ -127,7 +128,7 @@ def test_sigterm_saves_and_ends_in_order_and_the_run_goes_on_from_there(data: Pa
     assert wait(process) == 0
     saved = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert saved == ["step-00000003", "step-00000005"]
-    assert not is_done(folder)
+    assert not (folder / "final").exists()
     alone(stage, folder, resume=True)
     assert_ended_alike(tmp_path / "whole", folder)
 
@@ -199,11 +200,34 @@ def test_with_resume_a_run_without_a_checkpoint_begins(data: Path, tmp_path: Pat
 def test_other_settings_are_refused_by_name_and_how_to_run_may_change(data: Path, tmp_path: Path) -> None:
     stage = tiny_stage(data, steps=4)
     alone(stage, tmp_path / "run")
-    other = changed(changed(stage, "optimiser", lr=0.5), "data", rows=16)
+    other = changed(changed(stage, "optimiser", eps=0.5), "data", rows=16)
     with pytest.raises(
         CheckpointError,
-        match=r"made with other settings; different are data.rows \(8 there, 16 now\), optimiser.lr \(0.01 there, 0.5 "
-        r"now\)\. Resume with the settings of the run, or begin anew in another --output",
+        match=r"made with other settings; different are data.rows \(8 there, 16 now\), optimiser.eps \(1e-08 there, "
+        r"0.5 now\)\. Resume with the settings of the run, or begin anew in another --output",
     ):
         alone(other, tmp_path / "run", resume=True)
     assert alone(changed(stage, "run", log_every=7, keep=1), tmp_path / "run", resume=True).is_done
+
+
+def test_the_learning_rate_may_be_lowered_at_a_resume_and_it_is_said(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = tiny_stage(data, steps=4)
+    alone(stage, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    alone(changed(stage, "optimiser", lr=0.001), tmp_path / "run", resume=True)
+    assert "going on with other settings than before: optimiser.lr (0.01 there, 0.001 now)" in caplog.text
+    rates = {record["step"]: record["lr"] for record in records(tmp_path / "run") if "lr" in record}
+    assert rates[4] < 0.002 < rates[2]
+
+
+def test_rows_that_were_built_anew_are_refused_at_a_resume(data: Path, tmp_path: Path) -> None:
+    write_texts(tmp_path / "texts", [f"x = {n}\n" * 9 for n in range(40)])
+    source = SourceSettings(path=str(tmp_path / "texts"))
+    stage = changed(tiny_stage(data, steps=4), "data", train=(source,), heldout=())
+    alone(stage, tmp_path / "run")
+    shutil.rmtree(tmp_path / "texts")
+    write_texts(tmp_path / "texts", [f"y = {n}\n" * 9 for n in range(40)])
+    with pytest.raises(CheckpointError, match=r"made with other data; the shards of .*texts have been built anew"):
+        alone(stage, tmp_path / "run", resume=True)

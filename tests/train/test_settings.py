@@ -215,6 +215,12 @@ def test_a_value_out_of_range_is_refused(change: str, message: str) -> None:
 def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"loss.anneal_steps=5 has no effect on an autoregressive loss; set it to"):
         LossSettings(kind="autoregressive", anneal_steps=5)
+    with pytest.raises(SettingsError, match=r"an autoregressive loss masks nothing: it would read each row twice; set"):
+        LossSettings(kind="autoregressive", corruption=Corruption(pairs=True))
+    with pytest.raises(
+        SettingsError, match=r"weight=cart counts visible neighbours, and an autoregressive loss .* none"
+    ):
+        LossSettings(kind="autoregressive", objective=Objective(weight="cart"))
     with pytest.raises(SettingsError, match=r"loss.corruption.pairs and loss.t_warmup_steps contradict each other"):
         LossSettings(corruption=Corruption(pairs=True), t_warmup_steps=5)
     with pytest.raises(SettingsError, match=r"model.block_length=0 is not a length; it must be at least 1"):

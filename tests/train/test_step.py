@@ -228,9 +228,11 @@ def test_statistics_add_up_what_their_names_say() -> None:
     assert found["objective"] == pytest.approx(float((batch.weight_M * nll_M).sum()), rel=1e-5)
     assert found["maskable"] == rows.is_maskable_BL.sum()
     bins = sums[len(STATISTICS) :].view(2, LEVEL_BINS)
-    assert float(bins[1].sum()) == len(nll_M)
-    third = (batch.level_M >= 0.3) & (batch.level_M < 0.4)
-    assert float(bins[0, 3]) == pytest.approx(float(nll_M[third].sum()), rel=1e-5)
+    assert float(bins[1].sum()) == found["tokens"] < len(nll_M), "end tokens are told apart"
+    bin_M = (batch.level_M * LEVEL_BINS).long().clamp(max=LEVEL_BINS - 1)
+    for number in range(LEVEL_BINS):
+        there_M = (bin_M == number) & ~batch.is_end_M
+        assert float(bins[0, number]) == pytest.approx(float(nll_M[there_M].sum()), rel=1e-5)
 
 
 def test_samples_without_a_loss_are_named_by_their_global_index() -> None:

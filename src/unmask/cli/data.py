@@ -8,6 +8,7 @@ done go to stderr. No model is loaded, so torch is never imported.
 import contextlib
 import json
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -68,6 +69,8 @@ def fetch(
     from unmask.evaluate import benchmarks
 
     needed = benchmarks.needed_files(name, version=version)
+    if not needed:
+        _tell(f"{name} needs no data: its tasks are generated")
     with progress() as report:
         places = {path: files.locate(path, report=report) for path in needed}
     if as_json:
@@ -146,7 +149,7 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         help="JSON lines (.jsonl, .jsonl.gz), parquet, a text file, a folder of Python files, `stdlib`, or "
-        "hf:OWNER/NAME[:SPLIT].",
+        "hf:OWNER/NAME[/CONFIG][:SPLIT].",
         metavar="SOURCE...",
         show_default=False,
     ),
@@ -251,10 +254,10 @@ def tokenizer(
     try:
         with _counting() as tell:
             made = train_tokenizer(texts(), vocab_size=vocab_size)
+        _save(made, output)
     except KeyboardInterrupt:
         _tell(f"stopped; nothing was written to {output}")
         raise typer.Exit(130) from None
-    made.save(output)
     if skipped:
         _tell(_dropped(skipped))
     if made.vocab_size < vocab_size:
@@ -288,8 +291,11 @@ def synth(
     Example: unmask data synth test --count 200 --output test.jsonl
     """
     from unmask.data.synthetic.write import write
+    from unmask.errors import TaskError
     from unmask.sandbox.executor import open_executor
 
+    if output.exists():
+        raise TaskError(f"{output} is there already, and is never written over; delete it or choose another file")
     try:
         with open_executor(sandbox, workers=workers) as executor, _counting() as tell:
             written = write(
@@ -326,7 +332,7 @@ def _tokenizer_of(name: str) -> "Tokenizer":
     """The tokenizer in a folder, or of a model as `unmask generate --model` knows it."""
     from unmask.text.tokenizer import Tokenizer
 
-    if Path(name).is_dir():
+    if any((Path(name) / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         return Tokenizer.from_folder(name)
     from unmask.cli.models import progress
     from unmask.model import hub
@@ -339,6 +345,17 @@ def _tokenizer_of(name: str) -> "Tokenizer":
     from unmask.text.gguf_tokenizer import tokenizer_from_gguf
 
     return tokenizer_from_gguf(GGUFFile(path).metadata)
+
+
+# What is written
+
+
+def _save(tokenizer: "Tokenizer", output: Path) -> None:
+    """Write the folder whole or not at all."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as beside:
+        tokenizer.save(Path(beside) / "tokenizer")
+        (Path(beside) / "tokenizer").rename(output)
 
 
 # What is told

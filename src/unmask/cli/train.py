@@ -77,6 +77,7 @@ def train(
             _print_plans(chosen, stages, devices=devices, mfu=mfu, peak=peak, device=device)
             return
         _check_order(chosen, stages, folder)
+        _check_layout(stages)
         _check_device(device)
         from unmask.train.parallel import world
 
@@ -92,7 +93,8 @@ def _run(
 ) -> bool:
     """Train the stages; True when Ctrl-C ended it early."""
     from unmask.evaluate.training import TrainingEvaluator
-    from unmask.train.loop import is_done, train_stage
+    from unmask.train.checks import is_done
+    from unmask.train.loop import train_stage
     from unmask.train.parallel import wait_for_all
 
     tell = _teller(quiet)
@@ -101,14 +103,15 @@ def _run(
             recipe.prepare(folder, tell)
         wait_for_all(world)
     _check_data(stages)
-    evaluators = {stage.name: TrainingEvaluator(stage.evaluation) for stage in stages} if world.is_first else {}
+    measured = [stage for stage in stages if stage.evaluation.tasks or stage.evaluation.prompt]
+    evaluators = {stage.name: TrainingEvaluator(stage.evaluation) for stage in measured} if world.is_first else {}
     for evaluator in evaluators.values():
         evaluator.check()
     last = None
     with _ctrl_c_ends_in_order(tell) as is_interrupted:
         for stage in stages:
             where = folder / stage.name
-            if resume and is_done(where):
+            if resume and is_done(stage, where):
                 tell(f"{stage.name}: done already, {where / 'final'}")
                 continue
             tell(f"{stage.name}: {stage.steps:,} steps of {stage.tokens_per_step:,} tokens")
@@ -140,6 +143,18 @@ def _check_order(recipe: "Recipe", stages: "list[StageSettings]", folder: Path) 
                 f"writes it; run that one first, as in --stage {by_result[source]} --stage {stage.name}"
             )
         written.add(folder / stage.name / "final")
+
+
+def _check_layout(stages: "list[StageSettings]") -> None:
+    """The processes join once, for all stages."""
+    for name in ("parallel", "timeout_seconds"):
+        first, *others = ((stage.name, getattr(stage.run, name)) for stage in stages)
+        other = next((other for other in others if other[1] != first[1]), None)
+        if other is not None:
+            raise SettingsError(
+                f"run.{name} is {first[1]} in the stage {first[0]} and {other[1]} in {other[0]}, and one start has one "
+                f"of it; set it for every stage, as in --set run.{name}={first[1]}, or run them apart with --stage"
+            )
 
 
 def _check_data(stages: "list[StageSettings]") -> None:

@@ -2,7 +2,7 @@
 
 Two passes. The first encodes every document that the filters keep and puts its ids into a file beside the output; the
 second copies the documents from there into the shards in an order that the seed decides, so that neighbours in a
-window have nothing to do with each other. Memory is that of the filters and of 12 bytes a document; the disk needs
+window have nothing to do with each other. Memory is that of the filters and of 24 bytes a document; the disk needs
 room for the ids twice over, as four bytes each in the first pass.
 
 A text is followed by the tokenizer's end-of-text token. A conversation becomes a prompt and an answer

@@ -1,6 +1,6 @@
 """What does not get into a training set, and why: each document gets the name of the first rule that it breaks.
 
-    licence          none of the licences that are allowed, or none stated
+    licence          one of its licences is not allowed, or it states none
     length           too few or too many characters
     long lines       a line no person wrote
     generated        its first lines say that a program wrote it
@@ -11,7 +11,7 @@
     near duplicate   MinHash over runs of five words (Broder 1997) says that at least 70 % of them were seen together
 
 Near duplicates are found by locality-sensitive hashing (Leskovec, Rajaraman and Ullman, "Mining of massive datasets",
-section 3.4): 16 bands of 5 hashes each offer candidates, the share of all 80 hashes decides. That takes about 2 kB of
+section 3.4): 16 bands of 5 hashes each offer candidates, the share of all 80 hashes decides. That takes about 3 kB of
 memory per document kept; exact duplicates take 100 bytes.
 """
 
@@ -145,6 +145,8 @@ class Filters:
 
 
 _BANDS, _BAND_HASHES, _RUN, _SAME = 16, 5, 5, 0.7
+_CANDIDATES = 8
+"""Texts that a band keeps for a key, the first ones: a header that thousands share costs no more than that."""
 _PIECE = 8192
 
 
@@ -158,7 +160,7 @@ class NearDuplicates:
     """
 
     def __init__(self) -> None:
-        self._bands: dict[bytes, int] = {}
+        self._bands: dict[bytes, tuple[int, ...]] = {}
         self._signatures: list[npt.NDArray[np.uint32]] = []
 
     def add(self, text: str) -> bool:
@@ -168,11 +170,13 @@ class NearDuplicates:
             bytes([band]) + signature[band * _BAND_HASHES : (band + 1) * _BAND_HASHES].tobytes()
             for band in range(_BANDS)
         ]
-        candidates = {self._bands[key] for key in keys if key in self._bands}
+        candidates = {number for key in keys for number in self._bands.get(key, ())}
         if any((self._signatures[number] == signature).mean() >= _SAME for number in candidates):
             return False
         for key in keys:
-            self._bands.setdefault(key, len(self._signatures))
+            there = self._bands.get(key, ())
+            if len(there) < _CANDIDATES:
+                self._bands[key] = (*there, len(self._signatures))
         self._signatures.append(signature)
         return True
 
@@ -219,8 +223,9 @@ def _benchmark_words(tasks: Iterable["Task"]) -> tuple[frozenset[str], frozenset
 
 
 def _is_allowed(expression: str, allowed: frozenset[str]) -> bool:
-    """An SPDX expression without brackets: OR leaves the choice, AND asks for all."""
-    choices = re.split(r"\s+or\s+", expression.lower())
+    """An SPDX expression: OR leaves the choice, AND asks for all. One with brackets inside is not understood."""
+    bare = re.sub(r"^\s*\(([^()]*)\)\s*$", r"\1", expression.lower())
+    choices = re.split(r"\s+or\s+", bare)
     return any(all(part.strip() in allowed for part in re.split(r"\s+and\s+", choice)) for choice in choices)
 
 

@@ -30,6 +30,19 @@ def read_messages(value: Any, where: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def answer_of(messages: Sequence[Message], where: str) -> int:
+    """Which message is the answer to learn; DataError if there is none, or nothing is asked."""
+    answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
+    if not answers:
+        raise DataError(f"{where}: no message is the assistant's, so there is no answer to learn; add one")
+    last = answers[-1]
+    if not messages[last].content.strip():
+        raise DataError(f"{where}: messages[{last}], the answer to learn, is empty; leave the conversation out")
+    if not last:
+        raise DataError(f"{where}: nothing stands before the answer; put the user's message in front of it")
+    return last
+
+
 class PairEncoder:
     """Turns conversations into (ids, prompt_length) for one tokenizer and its chat template.
 
@@ -42,14 +55,7 @@ class PairEncoder:
 
     def encode(self, messages: Sequence[Message], where: str = "the conversation") -> tuple[list[int], int]:
         """The pair of one conversation; `where` names it in errors."""
-        answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
-        if not answers:
-            raise DataError(f"{where}: no message is the assistant's, so there is no answer to learn; add one")
-        last = answers[-1]
-        if not messages[last].content.strip():
-            raise DataError(f"{where}: messages[{last}], the answer to learn, is empty; leave the conversation out")
-        if not last:
-            raise DataError(f"{where}: nothing stands before the answer; put the user's message in front of it")
+        last = answer_of(messages, where)
         prompt = encode_chat(self.tokenizer, messages[:last])
         answer = self.tokenizer.encode(messages[last].content)
         return [*prompt, *answer, self.end_of_turn], len(prompt)

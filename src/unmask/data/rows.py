@@ -106,7 +106,8 @@ class PackedRows:
     `end_tokens`.
 
     A document that does not fit into a row with its `end_tokens` is refused, dropped, or cut at the end of the row;
-    a cut answer has no end tokens, since it does not end, and one whose prompt fills the row is dropped.
+    a cut answer has no end tokens, since it does not end, and one whose prompt fills the row is dropped. Where the
+    document itself fits, only end tokens are cut.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class PackedRows:
             raise _too_long(shards, int(np.argmax(is_long)), length, end_tokens)
         is_kept = ~is_long if on_long != "cut" else ~(is_long & (prompts >= length))
         self.num_dropped = int((~is_kept).sum())
-        self.num_cut = int((is_long & is_kept).sum())
+        self.num_cut = int(((sizes > length) & is_kept).sum())
         if not is_kept.any():
             raise DataError(
                 f"none of the {len(sizes):,} documents of {shards.folder} fits into rows of {length} tokens; give a "
@@ -141,7 +142,7 @@ class PackedRows:
         kept = np.flatnonzero(is_kept)
         self._documents = kept
         self._sizes = np.minimum(sizes[kept], length)
-        self._ends = np.where(is_long[kept], 0, ends[kept])
+        self._ends = np.where(is_long[kept], length - self._sizes, ends[kept])
         self._first = _pack((self._sizes + self._ends).tolist(), length)
         self.num_rows = len(self._first) - 1
 

@@ -8,16 +8,20 @@ A folder holds
     meta.json             `ShardMeta`: which tokenizer, from what, what was dropped, and the hash of each file
 
 A document lies in one token file, as a rule of the writer that no reader depends on. The writer fills a folder beside
-the one that was asked for and renames it at the end, so a folder with this name is whole.
+the one that was asked for and renames it at the end, so a folder with this name is whole. A folder that a killed
+writer left is removed by the next one for the same place.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -120,39 +124,45 @@ class ShardWriter:
         self._facts: dict[str, Any] = {"vocab_size": vocab_size, "tokenizer": tokenizer}
         self._dtype = ShardMeta(vocab_size=vocab_size, tokenizer="", num_documents=0, num_tokens=0).dtype
         self._tokens_per_file = max(1, file_bytes // self._dtype.itemsize)
-        self._offsets = [0]
-        self._prompt_lengths: list[int] = []
+        self._offsets = array("q", [0])
+        self._prompt_lengths = array("i")
         self._file: BinaryIO | None = None
         self._in_file = 0
         self._num_files = 0
 
     def __enter__(self) -> Self:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = Path(
-            tempfile.mkdtemp(prefix=f".{self.folder.name}.", suffix=".partial", dir=self.folder.parent)
-        )
+        prefix, suffix = f".{self.folder.name}.", ".partial"
+        with _held(self.folder.parent, wait=True):  # whoever begins here sees the folders of others held
+            for left in self.folder.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+                with _held(left) as is_ours:
+                    if is_ours:
+                        shutil.rmtree(left, ignore_errors=True)
+            self._partial = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=self.folder.parent))
+            self._hold = contextlib.ExitStack()
+            self._hold.enter_context(_held(self._partial))
         return self
 
     def add(self, ids: Sequence[int] | Ids, *, prompt_length: int = 0) -> None:
         """Append one document."""
-        array = np.asarray(ids, dtype=np.int64)
+        tokens = np.asarray(ids, dtype=np.int64)
         vocab_size = self._facts["vocab_size"]
-        if array.size and not 0 <= array.min() <= array.max() < vocab_size:
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
             raise DataError(
-                f"a document holds the id {int(array.max() if array.min() >= 0 else array.min())}, and the vocabulary "
-                f"has ids 0 to {vocab_size - 1}; give the vocab_size of the tokenizer that made the ids"
+                f"a document holds the id {int(tokens.max() if tokens.min() >= 0 else tokens.min())}, and the "
+                f"vocabulary has ids 0 to {vocab_size - 1}; give the vocab_size of the tokenizer that made the ids"
             )
-        if not array.size or not 0 <= prompt_length <= array.size:
+        if not tokens.size or not 0 <= prompt_length <= tokens.size:
             raise DataError(
-                f"a document of {array.size} tokens with a prompt of {prompt_length}; a document has at least one "
+                f"a document of {tokens.size} tokens with a prompt of {prompt_length}; a document has at least one "
                 "token, and its prompt at most all of them"
             )
-        if self._file is None or (self._in_file and self._in_file + array.size > self._tokens_per_file):
+        if self._file is None or (self._in_file and self._in_file + tokens.size > self._tokens_per_file):
             self._next_file()
         assert self._file is not None
-        self._file.write(array.astype(self._dtype).tobytes())
-        self._in_file += array.size
-        self._offsets.append(self._offsets[-1] + int(array.size))
+        self._file.write(tokens.astype(self._dtype).tobytes())
+        self._in_file += tokens.size
+        self._offsets.append(self._offsets[-1] + int(tokens.size))
         self._prompt_lengths.append(prompt_length)
 
     def note(
@@ -178,9 +188,12 @@ class ShardWriter:
             if kind is None:
                 self._finish()
         finally:
-            if self._file is not None:
-                self._file.close()
-            shutil.rmtree(self._partial, ignore_errors=True)
+            try:
+                if self._file is not None:
+                    self._file.close()  # writes what is buffered, which a full disk refuses again
+            finally:
+                shutil.rmtree(self._partial, ignore_errors=True)
+                self._hold.close()
 
     def _next_file(self) -> None:
         if self._file is not None:
@@ -333,9 +346,35 @@ def _file_record(path: Path) -> ShardFile:
 def _flush(path: Path) -> None:
     """To the disk, so that a rename is never on it before what it names."""
     descriptor = os.open(path, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # some file systems flush no folders
-        os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(descriptor)  # some file systems flush no folders
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _held(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a folder until the block, or the process, ends; whether it could be had. Some systems lock no folders."""
+    if sys.platform == "win32":
+        yield False
+        return
+    import fcntl
+
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        is_held = True
+    except OSError:
+        is_held = False
+    try:
+        yield is_held
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -1,36 +1,23 @@
-"""The bound on held-out text: the same masks at every evaluation, and how well the number is known.
+"""The bound on held-out text from the estimates of masked copies, and how well the number is known.
 
-Of a document with T maskable tokens, N masked copies are made: copy n masks k tokens at random, where k is drawn from
-the n-th of N equal parts of 1 … T, and T/k times the NLL of what it masks is an unbiased estimate of the document's
-bound in nats (LLaDA, 2502.09992, section 2.4). The masks depend on the seed and the document's number alone, never on
-the step of the training, so that a curve over the training shows the model and not the masks.
+Each document has N masked copies, whose noise levels are the n-th of N equal parts (`diffusion/corrupt.py` draws them,
+`train/heldout.py` says with which fixed masks); the weighted NLL of what a copy masks is an unbiased estimate of the
+document's bound in nats (LLaDA, 2502.09992, section 2.4).
 
 Two standard errors, for two questions. How far is the number from the bound on exactly these documents: that of the
 drawn masks. How far from the bound on the text that they were drawn from: that of the documents, which holds the masks'
 as well.
 
-Letters: D documents, N samples, L length.
+Letters: D documents, N samples.
 """
 
 import math
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask.errors import SettingsError
-from unmask.seeds import derive_seed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOutMasks:
-    """The masked copies of one document."""
-
-    is_masked_NL: Bool[Tensor, "N L"]
-
-    weight_N: Float[Tensor, " N"]
-    """T/k, float64: the weight of a copy's summed NLL in its estimate of the document's bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,32 +38,12 @@ class Nelbo:
     """Masked copies per document."""
 
 
-def held_out_masks(is_maskable_L: Bool[Tensor, " L"], *, num_samples: int, seed: int, document: int) -> HeldOutMasks:
-    """The fixed masks of held-out document number `document`, in the order of their strata.
-
-    >>> masks = held_out_masks(torch.tensor([False, True, True, True]), num_samples=3, seed=0, document=0)
-    >>> masks.is_masked_NL.sum(1).tolist(), masks.weight_N.tolist()
-    ([1, 2, 3], [3.0, 1.5, 1.0])
-    """
-    if num_samples < 1:
-        raise SettingsError(f"num_samples={num_samples} is not a count; each held-out document needs at least 1")
-    generator = torch.Generator().manual_seed(derive_seed(seed, "held-out masks", document))
-    size = int(is_maskable_L.sum())
-    place_N = torch.arange(num_samples) + torch.rand(num_samples, generator=generator, dtype=torch.float64)
-    count_N = ((place_N / num_samples * size).long() + 1).clamp(max=size)
-    uniform_NL = torch.rand(num_samples, len(is_maskable_L), generator=generator, dtype=torch.float64)
-    rank_NL = uniform_NL.masked_fill(~is_maskable_L.cpu(), torch.inf).argsort(1).argsort(1)
-    return HeldOutMasks(
-        is_masked_NL=(rank_NL < count_N[:, None]).to(is_maskable_L.device),
-        weight_N=(size / count_N.clamp(min=1).double()).to(is_maskable_L.device),
-    )
-
-
 def combine(terms_DN: Float[Tensor, "D N"], tokens_D: Int[Tensor, " D"]) -> Nelbo:
     """The bound per token over all documents from each copy's estimate (weight · summed NLL, in nats).
 
     `tokens_D` counts each document's maskable tokens.
 
+    >>> import torch
     >>> combine(torch.tensor([[2.0, 4.0], [5.0, 5.0]]), torch.tensor([2, 2])).nats_per_token
     2.0
     """

@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
 from unmask.decode.session import Model
 from unmask.decode.settings import DecodeSettings
 from unmask.errors import SettingsError
@@ -15,6 +17,7 @@ from unmask.evaluate.grid import Cell
 from unmask.evaluate.prompts import find_preset, preset_for, render
 from unmask.evaluate.samples import Sample
 from unmask.evaluate.score import score
+from unmask.model.packed import can_pack, multiplies_bfloat16, pack
 from unmask.sandbox.executor import open_executor
 from unmask.trajectory import save
 
@@ -58,8 +61,13 @@ class TrainingEvaluator:
                 pass
 
     def __call__(self, backbone: "Backbone", tokenizer: "Tokenizer", *, step: int, folder: Path) -> Mapping[str, float]:
-        """`pass_at_1` and `parses` (the share of answers that are Python); the trajectory goes to a file."""
-        model = Model(backbone, tokenizer, name=folder.name)
+        """`pass_at_1` and `parses` (the share of answers that are Python); the trajectory goes to a file.
+
+        The network is the evaluator's to keep: it is cast and packed for decoding.
+        """
+        if multiplies_bfloat16(backbone.device):
+            backbone = backbone.to(torch.bfloat16)  # a copy that is ours
+        model = Model(pack(backbone) if can_pack(backbone) else backbone, tokenizer, name=folder.name)
         if self.settings.prompt:
             self._keep_trajectory(model, folder / "trajectories" / f"step-{step:08d}.jsonl")
         return self._score(model) if self.settings.tasks else {}

@@ -192,7 +192,7 @@ def _in_package(wanted: _Wanted, source: PackageSource) -> Path:
         wrong = checked
     raise CheckpointError(
         f"{wanted.name} is part of the unmask package, but {wrong}: install unmask again from a copy that has the "
-        f"weights, or train them (`unmask train {wanted.name}`) and give the folder of its last stage"
+        f"weights, or train them (`unmask train {wanted.name}`) and give the folder of the stage you want (.../final)"
     )
 
 

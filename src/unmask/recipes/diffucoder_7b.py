@@ -41,6 +41,8 @@ _GPU = RunSettings(
     save_every=1000,
     timeout_seconds=7200,  # the first rank scores tasks while the others wait
 )
+# One rank decodes while all others wait, some ten minutes: seldom, and a part of the tasks
+_EVALUATION = EvaluationSettings(every=10_000, tasks="humaneval", num_tasks=32, max_new_tokens=512)
 
 
 def recipe(folder: Path) -> Recipe:
@@ -78,11 +80,12 @@ def recipe(folder: Path) -> Recipe:
                 optimiser=OptimiserSettings(lr=2e-5, betas=(0.9, 0.95), weight_decay=0.1),  # betas, decay: DiffuLLaMA's
                 schedule=Schedule(kind="cosine", total_steps=100_000, warmup_steps=20_000, final_share=0.1),
                 run=_GPU,
-                evaluation=EvaluationSettings(every=1000, tasks="humaneval", num_tasks=164, max_new_tokens=512),
+                evaluation=_EVALUATION,
             ),
             StageSettings(
                 name="mid",
-                note="4 epochs of 16 B tokens of algorithmic and synthetic code (OpenCoder's annealing set).",
+                note="4 epochs of 16 B tokens of algorithmic and synthetic code (OpenCoder's annealing set). The loss "
+                "goes on from where `adapt` left it and falls a little with each epoch.",
                 model=ModelSettings(source=str(folder / "adapt" / "final")),
                 data=DataSettings(
                     train=(SourceSettings(path=str(data / "mid")),),
@@ -97,7 +100,7 @@ def recipe(folder: Path) -> Recipe:
                 optimiser=OptimiserSettings(lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1),
                 schedule=Schedule(kind="cosine", total_steps=124_000, warmup_steps=2_000, final_share=0.1),
                 run=_GPU,
-                evaluation=EvaluationSettings(every=2000, tasks="humaneval", num_tasks=164, max_new_tokens=512),
+                evaluation=_EVALUATION,
             ),
             StageSettings(
                 name="sft",
@@ -117,7 +120,7 @@ def recipe(folder: Path) -> Recipe:
                 optimiser=OptimiserSettings(lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1),
                 schedule=Schedule(kind="cosine", total_steps=17_000, warmup_steps=1_700, final_share=0.1),
                 run=_GPU,
-                evaluation=EvaluationSettings(every=1000, tasks="humaneval", num_tasks=164, max_new_tokens=512),
+                evaluation=_EVALUATION,
             ),
         ),
     )

@@ -24,7 +24,7 @@ from unmask.train.settings import (
     StageSettings,
 )
 
-SOURCE = "qwen2.5-coder-0.5b-instruct"
+SOURCE = "Qwen/Qwen2.5-Coder-0.5B-Instruct"  # not the table's GGUF file, whose weights have 4 bits
 
 SHAPE = ModelConfig(
     family="qwen2",

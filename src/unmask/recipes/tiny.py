@@ -2,10 +2,9 @@
 
     pretrain    autoregressive, on Python's standard library and the synthetic suite
     adapt       stage 1: the causal mask opens to full attention while tokens are masked (mask annealing)
-    mid         stage 2: the same objective on the cleaner half of the data, the suite
+    mid         stage 2: the same objective, three quarters of it the suite
     sft         stage 3: questions and answers; the prompt is never masked
-    twin-mid    the autoregressive twin: what `adapt` and `mid` read, still autoregressive
-    twin-sft    and what `sft` reads
+    twin-*      the autoregressive twin: the rows of `adapt`, `mid` and `sft` in the same order, still autoregressive
 
 All data is made here: `prepare` writes the suite's training split, learns a tokenizer of 4,096 ids and builds the
 shards. No composition of the suite's held-out splits is in any of it.
@@ -52,6 +51,7 @@ HELD_OUT_TASKS = 400
 WORDINGS = 2  # of the three that a question can have
 CANVAS = (24, 96)  # tokens of an answer's region, end tokens included
 
+_AUTOREGRESSIVE = LossSettings(kind="autoregressive", objective=Objective(weight="none", normaliser="token"))
 _RUN = RunSettings(save_every=100, keep=2, log_every=20)
 _EVALUATION = EvaluationSettings(every=200, documents=64, samples=8)
 _PROMPT = (
@@ -63,7 +63,7 @@ _SCORED = replace(
 
 
 def recipe(folder: Path) -> Recipe:
-    """The six stages, in a run that lives in `folder`."""
+    """The stages, in a run that lives in `folder`."""
     data = folder / "data"
     texts = DataSettings(
         train=(
@@ -89,7 +89,6 @@ def recipe(folder: Path) -> Recipe:
     from_texts = LossSettings(
         corruption=Corruption(kind="exact_k", truncate_share=0.01, clean_prefix_share=0.01), objective=bound
     )
-    autoregressive = LossSettings(kind="autoregressive", objective=Objective(weight="none", normaliser="token"))
     optimiser = OptimiserSettings(kind="muon", lr=4e-3, betas=(0.9, 0.95), weight_decay=0.1)
 
     pretrain = StageSettings(
@@ -97,7 +96,7 @@ def recipe(folder: Path) -> Recipe:
         note="Autoregressive, from nothing: the loss falls from 8.3 to about 1.5 nats per token.",
         model=ModelSettings(config=SHAPE, tokenizer=str(data / "tokenizer")),
         data=texts,
-        loss=autoregressive,
+        loss=_AUTOREGRESSIVE,
         optimiser=optimiser,
         schedule=Schedule(kind="wsd", total_steps=800, warmup_steps=50, decay_share=0.2, final_share=0.3),
         run=_RUN,
@@ -105,6 +104,7 @@ def recipe(folder: Path) -> Recipe:
     )
     adapt = StageSettings(
         name="adapt",
+        seed=1,  # each stage has its own, or all would begin with the same rows
         note="The causal mask opens over the first half; the loss jumps, then falls as the new sight is used.",
         model=ModelSettings(source=str(folder / "pretrain" / "final"), attention="full", init_mask_row=True),
         data=texts,
@@ -117,6 +117,7 @@ def recipe(folder: Path) -> Recipe:
     mid = replace(
         adapt,
         name="mid",
+        seed=2,
         note="Three quarters of it the suite.",
         model=ModelSettings(source=str(folder / "adapt" / "final")),
         data=suite,
@@ -125,6 +126,7 @@ def recipe(folder: Path) -> Recipe:
     )
     sft = StageSettings(
         name="sft",
+        seed=3,
         note="Questions and answers, packed; a run of end tokens weighs as much as four.",
         model=ModelSettings(source=str(folder / "mid" / "final")),
         data=pairs,
@@ -135,28 +137,27 @@ def recipe(folder: Path) -> Recipe:
         run=_RUN,
         evaluation=replace(_SCORED, every=400),
     )
-    twin_mid = replace(
-        mid,
-        name="twin-mid",
-        note="The twin reads as many tokens as `adapt` and `mid` together.",
-        model=ModelSettings(source=str(folder / "pretrain" / "final")),
-        loss=autoregressive,
-        schedule=replace(mid.schedule, total_steps=adapt.steps + mid.steps),
-    )
-    twin_sft = replace(
-        sft,
-        name="twin-sft",
-        note="The twin's instruction tuning, on the same rows as `sft`.",
-        model=ModelSettings(source=str(folder / "twin-mid" / "final")),
-        loss=autoregressive,
-    )
     return Recipe(
         name="tiny",
         summary="a diffusion coder of 7 M parameters, from nothing, with its autoregressive twin",
-        needs="two processor cores for about five hours, 2 GiB of memory, 1 GiB of disk; all data is made on the spot",
-        stages=(pretrain, adapt, mid, sft, twin_mid, twin_sft),
+        needs="two processor cores for about five hours, 3 GiB of memory, 1 GiB of disk; all data is made on the spot",
+        stages=(pretrain, adapt, mid, sft, *_twins(folder, adapt, mid, sft)),
         prepare=prepare,
     )
+
+
+def _twins(folder: Path, *stages: StageSettings) -> Iterator[StageSettings]:
+    """The same rows in the same order, still autoregressive."""
+    before = "pretrain"
+    for stage in stages:
+        yield replace(
+            stage,
+            name=f"twin-{stage.name}",
+            note=f"The twin on the rows of `{stage.name}`.",
+            model=ModelSettings(source=str(folder / before / "final")),
+            loss=_AUTOREGRESSIVE,
+        )
+        before = f"twin-{stage.name}"
 
 
 def prepare(folder: Path, tell: Callable[[str], None]) -> None:

@@ -72,7 +72,8 @@ def heldout_loss(
                 terms_DN[row, sample] = terms_B[place]
                 if sample == 0:
                     tokens_D[row] = maskable_B[place]
-            sums += torch.tensor([float(nll_M.sum()), float(len(nll_M))], dtype=torch.float64)
+            ordinary_M = nll_M[~batch.is_end_M]
+            sums += torch.tensor([float(ordinary_M.sum()), float(len(ordinary_M))], dtype=torch.float64)
     trainee.train(mode)
     packed = torch.cat((terms_DN.reshape(-1), tokens_D, sums)).to(world.device)
     packed = add_up(packed, world).cpu()

@@ -26,15 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from unmask.diffusion.corrupt import stratified_levels
-from unmask.errors import CheckpointError, DataError, NumericsError, SettingsError, TaskError
+from unmask.errors import NumericsError, SettingsError
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import save_folder
-from unmask.model.config import ModelConfig
 from unmask.model.lora import lora_layers, save_adapter
 from unmask.model.packed import multiplies_bfloat16
-from unmask.seeds import derive_seed
 from unmask.text.tokenizer import Tokenizer
 from unmask.train import state
+from unmask.train.checks import check_blocks, check_rows, checkpoint_to_resume
 from unmask.train.ema import Ema
 from unmask.train.heldout import heldout_loss
 from unmask.train.metrics import ConsoleSink, MetricsLog, matmul_peak, open_sinks, peak_memory
@@ -53,7 +52,8 @@ from unmask.train.parallel import (
 )
 from unmask.train.plan import model_flops
 from unmask.train.schedule import lr_factor
-from unmask.train.settings import SourceSettings, StageSettings, as_record, differences, with_defaults
+from unmask.train.settings import StageSettings, as_record
+from unmask.train.sources import end_tokens, identity, open_mixture
 from unmask.train.step import (
     LEVEL_BINS,
     STATISTICS,
@@ -66,10 +66,7 @@ from unmask.train.step import (
 )
 
 if TYPE_CHECKING:
-    from unmask.data.rows import Mixture, RowSource
-
-FREE_KEYS = ("note", "run", "evaluation")
-"""Settings that may differ at a resume: they decide how and not what."""
+    pass
 
 
 class Evaluator(Protocol):
@@ -107,8 +104,8 @@ def train_stage(
     Raises SettingsError and CheckpointError before any work for what cannot be run, NumericsError when the loss stops
     being a number (the last checkpoint stays), and what reading the data raises.
     """
-    _check_rows(stage, world)
-    checkpoint = _checkpoint_to_resume(stage, folder, resume=resume)
+    check_rows(stage, world.size)
+    checkpoint = checkpoint_to_resume(stage, folder, resume=resume)
     run = _Run(stage, folder, world=world, evaluator=evaluator, quiet=quiet)
     if checkpoint is not None:
         run.load(checkpoint)
@@ -118,11 +115,6 @@ def train_stage(
     wait_for_all(world)
     with _terminated() as is_terminated:
         return run.go(is_terminated)
-
-
-def is_done(folder: Path) -> bool:
-    """Whether the stage in this folder has left its weights."""
-    return (folder / "final" / "config.json").is_file()
 
 
 class _Run:
@@ -148,7 +140,7 @@ class _Run:
                 f"data.length={stage.data.length} is longer than the network's context of {self.config.max_positions}; "
                 f"set data.length={self.config.max_positions} or less"
             )
-        _check_blocks(stage, self.config)
+        check_blocks(stage, self.config)
         self.rows = open_mixture(stage.data.train, stage, self.network.tokenizer)
         self.heldout = open_mixture(stage.data.heldout, stage, self.network.tokenizer) if stage.data.heldout else None
         self.precision = _precision(stage.run.precision, world.device)
@@ -166,6 +158,7 @@ class _Run:
         self.trained = state.Trained(module=self.trainee, optimiser=self.optimiser, ema=self.ema)
         self.step = 0
         self.unlogged: Tensor | None = None
+        self.owes_evaluation = False
         self.last: Mapping[str, Any] = {}
 
     # One step
@@ -187,14 +180,14 @@ class _Run:
                 config=self.config,
                 seed=stage.seed,
                 step=step,
-                end_tokens=max(source.end_tokens for source in stage.data.train),
+                end_tokens=end_tokens(stage),
             )
 
     def make_step(self, step: int) -> tuple[Tensor, float, float]:
         """One optimiser step: the statistics of all ranks, the gradient norm, and the loss."""
         batches = list(self.batches(step))
         total = torch.tensor([sum(batch.denominator for batch in batches)], dtype=torch.float64)
-        denominator = max(float(add_up(total.to(self.world.device), self.world)), 1.0)
+        denominator = float(add_up(total.to(self.world.device), self.world)) or 1.0
         set_lr(self.optimiser, lr_factor(self.stage.schedule, step))
         found = None
         without: list[int] = []
@@ -221,16 +214,20 @@ class _Run:
     def _stop_at_nan(self, step: int, without: list[int], norm: float) -> None:
         samples = sorted(index for found in gather_objects(without, self.world) for index in found)
         checkpoint = state.latest(self.folder / "checkpoints")
-        what = (
-            f"the loss of the samples {samples[:8]}{' and more' if len(samples) > 8 else ''} is not a number"
-            if samples
-            else f"the gradient norm is {norm}"
-        )
+        what = f"the gradient norm is {norm}"
+        if samples:
+            more = f" and {len(samples) - 4} more" if len(samples) > 4 else ""
+            what = f"the loss of {', '.join(self._name(index) for index in samples[:4])}{more} is not a number"
         raise NumericsError(
             f"step {step}: {what}; nothing was updated, "
             + (f"the last checkpoint is {checkpoint}" if checkpoint else "and no checkpoint was written yet")
-            + ". Lower optimiser.lr or clip_norm and resume from there, or look at these rows of the data"
+            + ". Resume with a lower optimiser.lr or clip_norm, or look at these rows of the data"
         )
+
+    def _name(self, sample: int) -> str:
+        """A sample as a reader can find it."""
+        place = self.rows.place(sample // 2 if self.stage.loss.corruption.pairs else sample)
+        return f"sample {sample} (row {place.row} of {self.stage.data.train[place.source].path})"
 
     # The loop
 
@@ -254,8 +251,10 @@ class _Run:
             log.close()
 
     def _go(self, log: MetricsLog | None, is_terminated: Callable[[], bool]) -> Outcome:
-        stage, world = self.stage, self.world
+        stage = self.stage
         pace = self._pace() if log is not None else None
+        if self.owes_evaluation:
+            self._evaluate(log)
         while self.step < stage.steps:
             found, norm, loss = self.make_step(self.step)
             self.step += 1
@@ -267,11 +266,11 @@ class _Run:
                 if log is not None and pace is not None:
                     log.write(self.step, {"loss": loss, "grad_norm": norm, **self._record(self.unlogged, pace)})
                 self.unlogged = None
-            stops = bool(add_up(torch.tensor(float(is_terminated()), device=world.device), world))
-            if is_last or (every and self.step % every == 0):
-                self.last = self.evaluate()
-                if log is not None and self.last:
-                    log.write(self.step, self.last)
+            stops = self._any_rank(is_terminated())
+            self.owes_evaluation = is_last or (every > 0 and self.step % every == 0)
+            if self.owes_evaluation and not stops:
+                self._evaluate(log)
+                stops = self._any_rank(is_terminated())
             if is_last or stops or self.step % stage.run.save_every == 0:
                 self.save()
             if stops and not is_last:
@@ -280,6 +279,15 @@ class _Run:
                 pace.go_on()
         self.export()
         return Outcome(folder=self.folder / "final", step=self.step, is_done=True, last=self.last)
+
+    def _evaluate(self, log: MetricsLog | None) -> None:
+        self.last = self.evaluate()
+        self.owes_evaluation = False
+        if log is not None and self.last:
+            log.write(self.step, self.last)
+
+    def _any_rank(self, value: bool) -> bool:
+        return bool(add_up(torch.tensor(float(value), device=self.world.device), self.world))
 
     def _pace(self) -> Pace:
         stage, world = self.stage, self.world
@@ -337,6 +345,7 @@ class _Run:
             if self.has_evaluator:
                 plain = self.plain()
                 if plain is not None and self.evaluator is not None:
+                    plain.to(self.world.device)
                     found |= self.evaluator(plain, self.network.tokenizer, step=self.step, folder=self.folder)
                 wait_for_all(self.world)
         return found
@@ -353,13 +362,19 @@ class _Run:
             step=self.step,
             settings=as_record(self.stage),
             architecture=self.architecture,
+            data=identity(self.stage.data.train),
+            owes_evaluation=self.owes_evaluation,
             unlogged=[] if self.unlogged is None else self.unlogged.tolist(),
         )
         state.save(self.folder / "checkpoints", meta, self.trained, world=self.world, keep=self.stage.run.keep)
 
     def load(self, checkpoint: Path) -> None:
+        peaks = [group["initial_lr"] for group in self.optimiser.param_groups]
         meta = state.load(checkpoint, self.trained, architecture=self.architecture)
+        for group, peak in zip(self.optimiser.param_groups, peaks, strict=True):
+            group["initial_lr"] = peak  # the settings', which may have been changed
         self.step = meta.step
+        self.owes_evaluation = meta.owes_evaluation
         self.unlogged = torch.tensor(meta.unlogged, dtype=torch.float64) if meta.unlogged else None
 
     def export(self) -> None:
@@ -377,61 +392,6 @@ class _Run:
         wait_for_all(self.world)
 
 
-def open_mixture(sources: tuple[SourceSettings, ...], stage: StageSettings, tokenizer: Tokenizer) -> "Mixture":
-    """The rows of some sources, checked against the tokenizer."""
-    from unmask.data.rows import Mixture, PackedRows, WindowRows
-    from unmask.data.shards import Shards, fingerprint
-
-    if not sources:
-        raise SettingsError(
-            "the stage has nothing to train on: build shards with `unmask data build` and give their folder, as in "
-            "--set data.train.0.path=FOLDER in a recipe that names a source"
-        )
-    opened: list[RowSource] = []
-    for number, source in enumerate(sources):
-        shards = Shards.open(Path(source.path))
-        shards.check_tokenizer(fingerprint(tokenizer))
-        if source.rows == "windows":
-            opened.append(WindowRows(shards, stage.data.length))
-            continue
-        pad_id = _pad_id(tokenizer)
-        opened.append(
-            PackedRows(
-                shards,
-                stage.data.length,
-                end_tokens=source.end_tokens,
-                canvas=source.canvas,
-                pad_id=pad_id,
-                seed=derive_seed(stage.seed, "canvas", number),
-                on_long=source.on_long,
-            )
-        )
-    for source, rows in zip(sources, opened, strict=True):
-        _check_predicts(source, rows)
-    return Mixture(opened, tuple(source.parts for source in sources), seed=derive_seed(stage.seed, "rows"))
-
-
-def _check_predicts(source: SourceSettings, rows: "RowSource") -> None:
-    """A first token is never predicted, so a data set of single tokens would train nothing, at a loss of 0."""
-    if not any(rows.row(i).is_maskable.any() for i in range(min(rows.num_rows, 64))):
-        raise DataError(
-            f"the rows of {source.path} hold nothing to predict: each document has one token, or is all prompt; build "
-            "it again from longer texts, or with answers"
-        )
-
-
-def _pad_id(tokenizer: Tokenizer) -> int:
-    pad = next((tokenizer.token_to_id(name) for name in ("<|dlm_pad|>",)), None)
-    pad = tokenizer.pad_id if pad is None else pad
-    pad = tokenizer.eos_id if pad is None else pad
-    if pad is None:
-        raise TaskError(
-            "the tokenizer has neither a pad token nor an end token to put behind answers; take a checkpoint's own "
-            "tokenizer, or make one with `unmask data tokenizer`"
-        )
-    return pad
-
-
 def _copy(backbone: Backbone, weights: Mapping[str, Tensor]) -> Backbone:
     """A network of its own with these weights (`Trainee` names them), adapters merged."""
     with torch.device("meta"):
@@ -447,55 +407,6 @@ def _copy(backbone: Backbone, weights: Mapping[str, Tensor]) -> Backbone:
     if backbone.config.tie_embeddings:
         out.lm_head.weight = out.embed_tokens.weight
     return out.eval()
-
-
-def _check_rows(stage: StageSettings, world: World) -> None:
-    rows, size = stage.data.rows, world.size
-    if rows % size:
-        near = max(size, round(rows / size) * size)
-        raise SettingsError(f"data.rows={rows} cannot be shared evenly among {size} processes; set data.rows={near}")
-
-
-def _check_blocks(stage: StageSettings, config: ModelConfig) -> None:
-    """Noise and attention must mean the same blocks, or none."""
-    corruption = stage.loss.corruption
-    if stage.loss.kind == "autoregressive" or (corruption.kind == "bernoulli"):
-        return
-    if config.attention == "block" and (corruption.kind, corruption.block_length) != ("block", config.block_length):
-        raise SettingsError(
-            f"the network attends in blocks of {config.block_length} and the corruption is {corruption.kind!r}"
-            + (f" with blocks of {corruption.block_length}" if corruption.block_length else "")
-            + f": each block needs a noise of its own; set loss.corruption.kind=block and "
-            f"loss.corruption.block_length={config.block_length}"
-        )
-    if config.attention != "block" and corruption.kind == "block":
-        raise SettingsError(
-            f"loss.corruption.kind=block, but the network attends {config.attention!r}; set model.attention=block with "
-            f"model.block_length={corruption.block_length}, or loss.corruption.kind=exact_k"
-        )
-
-
-def _checkpoint_to_resume(stage: StageSettings, folder: Path, *, resume: bool) -> Path | None:
-    checkpoint = state.latest(folder / "checkpoints")
-    if checkpoint is None:
-        return None
-    meta = state.read_meta(checkpoint)
-    if not resume:
-        raise CheckpointError(
-            f"{folder} holds a run at step {meta.step}; go on with --resume, or begin anew in another --output"
-        )
-    defaults = as_record(StageSettings(name=stage.name))  # a setting that is newer than the checkpoint
-    then, now = with_defaults(meta.settings, defaults), as_record(stage)
-    for key in FREE_KEYS:
-        then.pop(key, None)
-        now.pop(key, None)
-    other = differences(then, now)
-    if other:
-        raise CheckpointError(
-            f"{checkpoint} was made with other settings; different are {', '.join(other[:4])}. "
-            "Resume with the settings of the run, or begin anew in another --output"
-        )
-    return checkpoint
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:

@@ -11,8 +11,10 @@ One line of `metrics.jsonl` is one record: `step`, the number of optimiser steps
     lr                 learning rate of the step
     epoch              passes over the data so far
     tokens             tokens trained on so far, padding included
-    heldout_nelbo      nelbo on the held-out rows, with heldout_nelbo_se, its standard error
-    pass_at_1          share of the held-out tasks solved
+    heldout_nelbo      nelbo on the held-out rows; its standard errors, of the masks and of the rows, are
+                       heldout_nelbo_se and heldout_nelbo_document_se
+    heldout_masked_ce  masked_ce there, end tokens included
+    pass_at_1          share of the held-out tasks solved; parses is that of the answers which are Python
 
 and those of the clock, which differ between two runs of the same numbers (`CLOCK`):
 
@@ -96,17 +98,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class ConsoleSink:
-    """One readable line on stderr for every `every`-th step, the first and the last, and for every evaluation."""
+    """One readable line on stderr for every record."""
 
-    def __init__(self, *, total_steps: int, every: int = 1) -> None:
+    def __init__(self, *, total_steps: int) -> None:
         from rich.console import Console
 
         self._console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
-        self._total_steps, self._every = total_steps, every
+        self._total_steps = total_steps
 
     def write(self, step: int, values: Values) -> None:
-        if "loss" not in values or step % self._every == 0 or step in (1, self._total_steps):
-            self._console.print(console_line(step, values, total_steps=self._total_steps))
+        self._console.print(console_line(step, values, total_steps=self._total_steps))
 
     def close(self) -> None:
         pass

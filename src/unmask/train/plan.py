@@ -123,7 +123,7 @@ def make_plan(
     memory = memory_per_device(
         config,
         parameters,
-        rows=micro_rows,
+        rows=min(micro_rows, -(-rows // devices)),
         length=length,
         shards=devices if is_sharded else 1,
         optimiser=optimiser,

@@ -76,15 +76,12 @@ def lr_factor(schedule: Schedule, step: int) -> float:
     return 1.0
 
 
-def ramp(step: int, steps: int, *, start: float = 0.0) -> float:
-    """A line from `start` to 1 over `steps` steps, reached at the last of them; 1 at once for no steps.
+def ramp(step: int, steps: int) -> float:
+    """A line from 0 to 1 that is reached at the last of `steps` steps; 1 at once for no steps.
 
-    With start 0 it is the r of attention-mask annealing, r = min(1, (step + 1) / steps); with another start the rising
-    upper end of the noise levels.
+    It is the r of attention-mask annealing, r = min(1, (step + 1) / steps), and the rising end of the noise levels.
 
-    >>> [ramp(step, 4) for step in range(6)]
-    [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    >>> [ramp(step, 2, start=0.5) for step in range(3)], ramp(0, 0)
-    ([0.75, 1.0, 1.0], 1.0)
+    >>> [ramp(step, 4) for step in range(6)], ramp(0, 0)
+    ([0.25, 0.5, 0.75, 1.0, 1.0, 1.0], 1.0)
     """
-    return 1.0 if steps < 1 else start + (1 - start) * min(1.0, (step + 1) / steps)
+    return 1.0 if steps < 1 else min(1.0, (step + 1) / steps)

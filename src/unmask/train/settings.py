@@ -132,6 +132,17 @@ class LossSettings:
                 steps == 0 or self.kind == "diffusion",
                 f"loss.{name}={steps} has no effect on an autoregressive loss; set it to 0, or loss.kind=diffusion",
             )
+        is_autoregressive = self.kind == "autoregressive"
+        _require(
+            not (is_autoregressive and self.corruption.pairs),
+            "loss.corruption.pairs masks a row in two complementary ways, and an autoregressive loss masks nothing: it "
+            "would read each row twice; set it to false, or loss.kind=diffusion",
+        )
+        _require(
+            not (is_autoregressive and self.objective.weight == "cart"),
+            "loss.objective.weight=cart counts visible neighbours, and an autoregressive loss predicts every token; "
+            "set it to none, or loss.kind=diffusion",
+        )
         _require(
             not (self.corruption.pairs and self.t_warmup_steps),
             "loss.corruption.pairs and loss.t_warmup_steps contradict each other: the complement of little noise is "
@@ -231,6 +242,10 @@ class StageSettings:
 
     def __post_init__(self) -> None:
         _require(self.clip_norm > 0, f"clip_norm={self.clip_norm} would stop all learning; it must be above 0")
+        _require(
+            not (self.loss.corruption.pairs and self.data.rows % 2),
+            f"loss.corruption.pairs needs an even data.rows, and it is {self.data.rows}; set {self.data.rows + 1}",
+        )
         if self.ema is not None:
             _require(0 < self.ema < 1, f"ema={self.ema} is not a decay; it lies between 0 and 1, as in 0.999")
 

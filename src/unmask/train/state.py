@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,12 @@ class Meta:
 
     settings: Mapping[str, Any]
     architecture: Mapping[str, Any]
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Which shards the rows come from (`train/sources.py`); a checkpoint that is older than this has none."""
+
+    owes_evaluation: bool = False
+    """An evaluation was due at this step and a signal came first: the resumed run makes it."""
+
     unlogged: Sequence[float] = ()
     """The sums over the steps since the last line of metrics: the next line is to count them too."""
 
@@ -87,6 +93,8 @@ def read_meta(checkpoint: Path) -> Meta:
             step=int(record["step"]),
             settings=record["settings"],
             architecture=record["architecture"],
+            data=record.get("data", {}),
+            owes_evaluation=bool(record.get("owes_evaluation", False)),
             unlogged=record.get("unlogged", ()),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -224,6 +232,8 @@ def _write_meta(path: Path, meta: Meta) -> None:
         "step": meta.step,
         "settings": meta.settings,
         "architecture": meta.architecture,
+        "data": dict(meta.data),
+        "owes_evaluation": meta.owes_evaluation,
         "unlogged": list(meta.unlogged),
         "torch": torch.__version__,
     }

@@ -221,23 +221,26 @@ STATISTICS = (
 
 
 def statistics(batch: Batch, nll_M: Float[Tensor, " M"]) -> Float[Tensor, " S"]:
-    """Sums to be added up over micro-batches and ranks: `STATISTICS`, then the NLL and the count per noise level."""
+    """Sums to be added up over micro-batches and ranks: `STATISTICS`, then the NLL and the count of ordinary
+    tokens per noise level."""
     nll_M = nll_M.detach().double()
     is_end_M = batch.is_end_M
-    bin_M = (batch.level_M * LEVEL_BINS).long().clamp(0, LEVEL_BINS - 1)
+    ordinary_M = nll_M[~is_end_M]
+    bin_M = (batch.level_M[~is_end_M] * LEVEL_BINS).long().clamp(0, LEVEL_BINS - 1)
     zeros = torch.zeros(LEVEL_BINS, dtype=torch.float64, device=nll_M.device)
     head = torch.stack(
         [
             (batch.weight_M * nll_M).sum(),
             (batch.elbo_weight_M * nll_M).sum(),
-            nll_M[~is_end_M].sum(),
+            ordinary_M.sum(),
             (~is_end_M).sum().double(),
             nll_M[is_end_M].sum(),
             is_end_M.sum().double(),
             torch.tensor(float(batch.num_maskable), dtype=torch.float64, device=nll_M.device),
         ]
     )
-    return torch.cat((head, zeros.index_add(0, bin_M, nll_M), zeros.index_add(0, bin_M, torch.ones_like(nll_M))))
+    counts = zeros.index_add(0, bin_M, torch.ones_like(ordinary_M))
+    return torch.cat((head, zeros.index_add(0, bin_M, ordinary_M), counts))
 
 
 def samples_without_loss(batch: Batch, nll_M: Float[Tensor, " M"]) -> list[int]:

@@ -2,14 +2,17 @@
 
 A composition is a tuple of names whose types fit. One that behaves on the probes as a simpler or an earlier one does is
 dropped, and so is one that answers nearly everything alike: what is held out is then new in what it does, not only in
-how it is written. The split is a hash of the names: it depends on no seed, and no new operation moves it. A pair that
-is held out is no part of a longer composition in training either.
+how it is written. Each operation is probed with one parameter; a held-out composition that is one of training with
+other parameters (the last of five multiples, a product with five) is on the list `twins.txt`, and in no split. The
+split is a hash of the names: it depends on no seed, and no new operation moves it. A pair that is held out is no part
+of a longer composition in training either.
 """
 
 import hashlib
 import marshal
 from collections.abc import Iterator
 from functools import cache
+from importlib import resources
 from typing import Any, Literal, get_args
 
 from unmask.data.synthetic.catalogue import PRIMITIVES
@@ -23,6 +26,8 @@ MAX_DEPTH = 3
 HELD_OUT = 0.08
 """Part of the compositions of two, and of the common ones of three, that is `val`; as many are `test`."""
 HARD_TEST = 0.2
+TWINS = resources.files("unmask.data.synthetic") / "twins.txt"
+"""Held-out compositions that do, with some parameters, what one of training does; `twins.py` makes it."""
 
 PROBES: dict[Type, tuple[Any, ...]] = {
     "int": (0, 1, 7, 12, 17, 28, 30, 36, 45, 53, 60, 204, 352, -8, -53, -173),
@@ -120,11 +125,16 @@ _OF_LENGTHS = frozenset(
 
 
 def split_of(composition: Composition) -> Split | None:
-    """The split that a composition belongs to, today and always; None: it would show a held-out pair in training.
+    """The split that a composition belongs to; None: in none, as it would show in training what is held out.
 
     >>> split_of(("keep_even",))
     'train'
     """
+    return None if composition in _twins() else split_with_twins(composition)
+
+
+def split_with_twins(composition: Composition) -> Split | None:
+    """The split by the names alone: it knows nothing of what other parameters make alike."""
     if len(composition) == 1:
         return "train"
     split = _drawn_split(composition)
@@ -146,6 +156,12 @@ def _drawn_split(composition: Composition) -> Split:
 
 
 @cache
+def _twins() -> frozenset[Composition]:
+    lines = TWINS.read_text(encoding="utf-8").splitlines()
+    return frozenset(tuple(line.split("/")) for line in lines if not line.startswith("#"))
+
+
+@cache
 def compositions() -> tuple[Composition, ...]:
     """All of them, the simplest first: types fit, and no two behave alike on the probes."""
     seen: set[bytes] = set()
@@ -154,9 +170,9 @@ def compositions() -> tuple[Composition, ...]:
     for depth in range(1, MAX_DEPTH + 1):
         longer = []
         for composition, outputs in _candidates(depth, shorter):
-            answers = _answers(outputs)
-            behaviour = PRIMITIVES[composition[0]].takes.encode() + b"".join(answers)
-            if behaviour not in seen and (depth == 1 or _is_telling(answers)):
+            told = answers(outputs)
+            behaviour = PRIMITIVES[composition[0]].takes.encode() + b"".join(told)
+            if behaviour not in seen and (depth == 1 or _is_telling(told)):
                 seen.add(behaviour)
                 found.append(composition)
                 longer.append((composition, outputs))
@@ -193,6 +209,13 @@ def follows(after: Primitive, earlier: Composition) -> bool:
     return after.name not in earlier and not (after.family and after.family in families)
 
 
+def answers(outputs: tuple[Any, ...]) -> list[bytes]:
+    """What tells two outputs apart; the order of a dictionary does not."""
+    if isinstance(outputs[0], dict):
+        return [marshal.dumps(sorted(output.items()), 2) for output in outputs]
+    return [marshal.dumps(output, 2) for output in outputs]
+
+
 def probe_choice(primitive: Primitive) -> Choice | None:
     """The parameter that an operation is probed with; two operations rarely share theirs."""
     if primitive.parameter is None:
@@ -222,15 +245,8 @@ def _outputs(primitive: Primitive, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple([apply(value, choice) for value in inputs]) if choice is not None else tuple(map(apply, inputs))
 
 
-def _answers(outputs: tuple[Any, ...]) -> list[bytes]:
-    """What tells two outputs apart; the order of a dictionary does not."""
-    if isinstance(outputs[0], dict):
-        return [marshal.dumps(sorted(output.items()), 2) for output in outputs]
-    return [marshal.dumps(output, 2) for output in outputs]
-
-
-def _is_telling(answers: list[bytes]) -> bool:
+def _is_telling(told: list[bytes]) -> bool:
     """Whether a composition does something: its answers differ, and not only for the odd probe."""
-    is_yes_or_no = len(answers[0]) == 1
-    most = len(answers) - 2 if is_yes_or_no else len(answers) * 2 // 3
-    return max(map(answers.count, answers)) <= most
+    is_yes_or_no = len(told[0]) == 1
+    most = len(told) - 2 if is_yes_or_no else len(told) * 2 // 3
+    return max(map(told.count, told)) <= most

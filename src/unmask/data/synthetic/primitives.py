@@ -95,11 +95,6 @@ class Primitive:
         code = fill(self.expression or "[]", x="x", X="x", g="x", e="e", k="k")
         return isinstance(ast.parse(code, mode="eval").body, ast.Call | ast.Subscript)
 
-    @property
-    def wants_name(self) -> bool:
-        """Whether the expression reads well only behind a variable."""
-        return "$X" in self.expression
-
 
 _SLOT = re.compile(r"\$(out|[xXgek])")
 

@@ -27,12 +27,14 @@ def write(
     """Write the first `count` tasks of a split, one JSON object a line; the number written.
 
     A text is `{"text": …}`, a conversation `{"messages": […]}`. The file appears when it is complete.
-    Raises SettingsError for an unknown format or a folder that is not there.
+    Raises SettingsError for an unknown format, a packed file, or a folder that is not there.
     """
     if format not in FORMATS:
         raise SettingsError(f"{format!r} is no format of the synthetic suite; {did_you_mean(str(format), FORMATS)}")
     if not path.parent.is_dir():
         raise SettingsError(f"there is no folder {path.parent} for {path.name}; make it, or give another output file")
+    if path.suffix == ".gz":
+        raise SettingsError(f"{path} would hold plain JSON lines; give a name without .gz, and pack the file yourself")
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     written = 0
     try:
