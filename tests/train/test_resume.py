@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from unmask.errors import CheckpointError
+from unmask.train.checks import is_done
 from unmask.train.loop import Outcome, _Run, train_stage
 from unmask.train.parallel import Layout, World
 from unmask.train.settings import SourceSettings, StageSettings
@@ -220,6 +221,9 @@ def test_the_learning_rate_may_be_lowered_at_a_resume_and_it_is_said(
     assert "going on with other settings than before: optimiser.lr (0.01 there, 0.001 now)" in caplog.text
     rates = {record["step"]: record["lr"] for record in records(tmp_path / "run") if "lr" in record}
     assert rates[4] < 0.002 < rates[2]
+    assert is_done(changed(stage, "optimiser", lr=0.001), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"final was made with other settings; different are optimiser.lr"):
+        is_done(stage, tmp_path / "run")
 
 
 def test_rows_that_were_built_anew_are_refused_at_a_resume(data: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -65,9 +65,6 @@ from unmask.train.step import (
     statistics,
 )
 
-if TYPE_CHECKING:
-    pass
-
 
 class Evaluator(Protocol):
     """Measures a plain network on the first rank: scores on tasks, a prompt's trajectory."""
@@ -109,7 +106,7 @@ def train_stage(
     run = _Run(stage, folder, world=world, evaluator=evaluator, quiet=quiet)
     if checkpoint is not None:
         run.load(checkpoint)
-    elif world.is_first:
+    if world.is_first:  # at a resume too: what may be changed then has its last value here
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "settings.json", as_record(stage))
     wait_for_all(world)
