@@ -140,6 +140,7 @@ class _Run:
         check_blocks(stage, self.config)
         self.rows = open_mixture(stage.data.train, stage, self.network.tokenizer)
         self.heldout = open_mixture(stage.data.heldout, stage, self.network.tokenizer) if stage.data.heldout else None
+        self.data = identity(stage.data.train)
         self.precision = _precision(stage.run.precision, world.device)
         self.trainee = Trainee(self.network.backbone)
         self.network.backbone.checkpoint_layers = stage.run.checkpoint_layers
@@ -359,7 +360,7 @@ class _Run:
             step=self.step,
             settings=as_record(self.stage),
             architecture=self.architecture,
-            data=identity(self.stage.data.train),
+            data=self.data,
             owes_evaluation=self.owes_evaluation,
             unlogged=[] if self.unlogged is None else self.unlogged.tolist(),
         )

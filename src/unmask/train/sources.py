@@ -29,9 +29,10 @@ def open_mixture(sources: tuple[SourceSettings, ...], stage: StageSettings, toke
             "--set data.train.0.path=FOLDER in a recipe that names a source"
         )
     opened: list[RowSource] = []
+    own = fingerprint(tokenizer)
     for number, source in enumerate(sources):
         shards = Shards.open(Path(source.path))
-        shards.check_tokenizer(fingerprint(tokenizer))
+        shards.check_tokenizer(own)
         if source.rows == "windows":
             opened.append(WindowRows(shards, stage.data.length))
             continue
