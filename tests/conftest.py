@@ -13,6 +13,7 @@ import torch
 from jaxtyping import install_import_hook
 
 import unmask.decode.settings
+import unmask.diffusion.rl_settings
 import unmask.diffusion.settings  # noqa: F401
 
 install_import_hook(["unmask.diffusion", "unmask.decode"], "beartype.beartype")

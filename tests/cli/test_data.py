@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,15 +15,20 @@ from typer.testing import CliRunner
 from unmask.cli import data as cli
 from unmask.data import corpus, files
 from unmask.data.files import DataFile
+from unmask.data.jsonl import read_tasks
 from unmask.data.shards import Shards
 from unmask.data.synthetic import write
 from unmask.data.task import Task
 from unmask.errors import SettingsError, TaskError, UnknownModelError
 from unmask.evaluate import benchmarks, environment
 from unmask.evaluate.environment import Environment
+from unmask.evaluate.result import CellResult, Result, save_result
+from unmask.evaluate.score import Outcome
 from unmask.model import hub
 from unmask.model.hub import Resolved
 from unmask.text.tokenizer import Tokenizer
+
+from command_line import refusal
 
 runner = CliRunner()
 
@@ -402,3 +408,134 @@ def test_neither_help_nor_overlap_imports_torch(folder: Path, benchmark: Path) -
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+# rl and select
+
+ACE = [
+    {
+        "id": f"ace_{number}",
+        "question": f"Write f{number}(x).",
+        "test_cases": [f"assert f{number}(1) == {number}", f"assert f{number}(2) == {number}"],
+        "inferences": [
+            {"model_name": "qwen", "completion": f"def f{number}(x): return {number}", "pass_rate": rate}
+            for rate in (0.0, number / 10)
+        ],
+    }
+    for number in range(6)
+]
+
+
+@pytest.fixture
+def recorded(folder: Path) -> Path:
+    path = folder / "acecode.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ACE), encoding="utf-8")
+    return path
+
+
+def test_select_prints_what_each_step_dropped_and_writes_the_tasks(recorded: Path, folder: Path) -> None:
+    place = folder / "hard.jsonl"
+    out, err = run("select", recorded, "--mean-percentile", 50, "--output", place)
+    assert out.splitlines() == [
+        "tasks\t-\t0\t6",
+        "recorded answers\t-\t0\t6",
+        "mean up to percentile 50\t0.125\t3\t3",
+        "deviation from percentile 60 of these\t0.06\t2\t1",
+        "duplicate\t-\t0\t1",
+        "usable tests\t-\t0\t1",
+    ]
+    assert err == f"{place}: 1 tasks\n"
+    assert [task.task_id for task in read_tasks(place)] == ["ace_2"]
+
+
+def test_select_as_json_has_the_steps_and_says_which_tasks_no_answer_passed(recorded: Path, folder: Path) -> None:
+    place = folder / "hard.jsonl"
+    options = ["--rule", "as-coded", "--std-percentile", 0, "--stubs", "--json"]
+    out, err = run("select", recorded, *options, "--output", place)
+    found = json.loads(out)
+    assert (found["tasks"], found["num_stubs"], found["num_never_passed"]) == (4, 2, 1)
+    assert found["steps"][2] == {"name": "mean up to percentile 20", "dropped": 4, "left": 2, "threshold": 0.05}
+    assert f"{place}: 4 tasks, 2 of them stubs" in err
+    assert "of 1 chosen tasks no recorded answer passed a single test; --min-pass 0.01 leaves them out" in err
+
+
+def test_select_reads_the_pass_rates_of_our_evaluations(recorded: Path, folder: Path) -> None:
+    tasks = folder / "mine.jsonl"
+    run("select", recorded, "--mean-percentile", 100, "--std-percentile", 0, "--output", tasks)
+    passes = {"ace_1": [True, True], "ace_2": [True, False], "ace_3": [False, False]}
+    outcomes = {
+        task_id: tuple(Outcome(sample=index, status="pass" if passed else "fail") for index, passed in enumerate(found))
+        for task_id, found in passes.items()
+    }
+    outcomes["ace_3"] += (Outcome(sample=2, status="sandbox_error"),)
+    cell = CellResult(
+        name="main",
+        settings={},
+        num_samples=7,
+        num_tasks_judged=3,
+        pass_at_k={"1": 0.5},
+        intervals={"1": (0.0, 1.0)},
+        tasks=outcomes,
+    )
+    result = Result(benchmark="mine", version="", model="tiny", num_tasks=3, n=2, seed=0, cells=(cell,))
+    save_result(result, folder)
+    place = folder / "hard.jsonl"
+    options = ["--results", folder, "--mean-percentile", 50, "--models", "tiny"]
+    out, _ = run("select", tasks, *options, "--output", place)
+    assert out.splitlines()[1] == "recorded answers\t-\t3\t3"
+    assert [task.task_id for task in read_tasks(place)] == ["ace_2"]
+
+
+def test_select_refuses_without_a_traceback(recorded: Path, folder: Path) -> None:
+    place = folder / "hard.jsonl"
+    to = ["--output", place]
+    assert "has no answers of the model 'qwem'; did you mean qwen?" in refusal(
+        "data", "select", recorded, "--models", "qwem", *to
+    )
+    assert "mean_percentile=120: a percentile lies between" in refusal(
+        "data", "select", recorded, "--mean-percentile", 120, *to
+    )
+    assert "did you mean as-coded?" in refusal("data", "select", recorded, "--rule", "as_coded", *to)
+    assert "nothing is left after the step 'best answer' (0.9)" in refusal(
+        "data", "select", recorded, "--min-pass", 0.9, *to
+    )
+    assert "there is no file" in refusal("data", "select", folder / "none.jsonl", *to)
+    assert "acecode.jsonl is not JSON" in refusal("data", "select", recorded, "--results", recorded, *to)
+    assert not place.exists()
+    place.write_text("mine")
+    assert "is there already, and is never written over" in refusal("data", "select", recorded, *to)
+    assert place.read_text() == "mine"
+
+
+def test_rl_writes_a_file_of_tasks_apart_from_the_benchmarks_and_says_what_it_left_out(
+    recorded: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(name: str, *, answers: bool) -> Any:
+        loaded.append(name)
+        return SimpleNamespace(tasks=[Task(task_id="B/1", prompt="one two three four five six seven eight nine ten")])
+
+    monkeypatch.setattr(benchmarks, "load", load)
+    rows = [*ACE, {**ACE[0], "id": "copied", "question": "One, two, three: four five six seven eight nine ten! f0"}]
+    recorded.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    place = folder / "rl.jsonl"
+    out, err = run("rl", recorded, "--count", 2, "--output", place, "--workers", 1)
+    assert out == f"{place}\t2\n"
+    assert loaded == ["humaneval+", "mbpp+"]
+    assert err.splitlines() == [
+        "1 dropped: overlaps a benchmark 1",
+        "2 tasks have no solution: nothing says that their tests can be passed",
+    ]
+    assert [task.task_id for task in read_tasks(place)] == ["ace_0", "ace_1"]
+
+
+def test_rl_refuses_without_a_traceback_and_before_it_opens_anything(recorded: Path, folder: Path) -> None:
+    to = ["--output", folder / "rl.jsonl"]
+    assert "'p33' is no RL set; did you mean p3?" in refusal("data", "rl", "p33", *to)
+    assert "synthetic-hard has as many tasks as are asked for" in refusal("data", "rl", "synthetic-hard", *to)
+    assert "seed=3 has no effect on p3" in refusal("data", "rl", "p3", "--seed", 3, *to)
+    recorded.write_text(json.dumps({**ACE[0], "test_cases": []}) + "\n", encoding="utf-8")
+    message = refusal("data", "rl", recorded, "--without-benchmarks", "", "--workers", 1, *to)
+    assert "line 1: the task 'ace_0' has no tests: 'test_cases' has to be a list of asserts" in message
+    assert not (folder / "rl.jsonl").exists()

@@ -16,8 +16,10 @@ import pytest
 from unmask.cli.train import _first_rank_speaks
 from unmask.errors import SettingsError
 from unmask.evaluate.benchmarks import load
+from unmask.recipes import NAMES
 from unmask.train import loop
 from unmask.train.metrics import read_metrics
+from unmask.train.rig import Rig
 
 from command_line import Outcome, refusal, unmask
 
@@ -83,7 +85,7 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def no_training() -> Iterator[None]:
     """Whoever trains here, or loads weights, fails."""
     with (
-        mock.patch("unmask.train.loop.build_network", side_effect=AssertionError),
+        mock.patch("unmask.train.rig.build_network", side_effect=AssertionError),
         mock.patch("unmask.model.hub.resolve", side_effect=AssertionError),
     ):
         yield
@@ -108,8 +110,59 @@ def test_a_recipe_ends_in_weights_that_generate() -> None:
     assert json.loads(answered.out)["num_forwards"] >= 1
 
 
+RL_RECIPE = """
+from unmask.reward.settings import RewardSettings
+from unmask.train.grpo_settings import GrpoStage
+from unmask.train.prompts import PromptSettings
+from unmask.train.rollout import RolloutSettings
+from unmask.train.schedule import Schedule
+from unmask.train.settings import *
+
+
+def recipe(folder):
+    stage = GrpoStage(
+        name="rl",
+        model=ModelSettings(source="runs/small/second/final"),
+        prompts=PromptSettings(tasks=("tasks.jsonl",), preset="base", max_new_tokens=6),
+        rollout=RolloutSettings(num_generations=4, temperature=1.0),
+        reward=RewardSettings(functions=("pass_fraction*2.0", "rewards.py:low_ids")),
+        prompts_per_step=2,
+        schedule=Schedule(total_steps=4, warmup_steps=1),
+        run=RunSettings(precision="float32", log_every=1, save_every=2),
+        evaluation=EvaluationSettings(every=0),
+        card_every=1,
+    )
+    return Recipe(name="rl", summary="answers", needs="weights", stages=(stage,))
+"""
+
+
+def test_reinforcement_learning_goes_on_from_trained_weights_and_leaves_cards() -> None:
+    Path("rl.py").write_text(RL_RECIPE)
+    Path("rewards.py").write_text(
+        "def low_ids(completion_ids, **columns):\n"
+        "    return [sum(i < 100 for i in ids) / len(ids) for ids in completion_ids]\n"
+    )
+    task = {"task_id": "a", "prompt": "def f(n):\n", "entry_point": "f", "tests": [{"input": [1], "output": 2}]}
+    Path("tasks.jsonl").write_text(json.dumps(task) + "\n" + json.dumps(task | {"task_id": "b"}) + "\n")
+    assert unmask("train", "small.py", "--quiet").code == 0
+    outcome = unmask("train", "rl.py")
+    assert outcome.code == 0, outcome.err
+    told = outcome.err.splitlines()
+    assert told[0] == "rl: 4 steps, 2 on each 8 answers to 2 prompts"
+    assert told[-1] == "try it: unmask generate --model runs/rl/rl/final PROMPT"
+    records = read_metrics(Path("runs/rl/rl/metrics.jsonl"))
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert records[0]["rewards/pass_fraction/mean"] == 0
+    assert records[0]["reward"] == pytest.approx(records[0]["rewards/low_ids/mean"])
+    assert sum(records[0][name] for name in records[0] if name.startswith("sandbox/")) == 8
+    cards = sorted(path.name for path in Path("runs/rl/rl/rollouts").glob("*.html"))
+    assert cards == ["phase-000000.html", "phase-000001.html"]
+    assert unmask("replay", "runs/rl/rl/rollouts/phase-000000.jsonl", "--json").code == 0
+    assert unmask("train", "rl.py", "--resume").err.splitlines()[0] == "rl: done already, runs/rl/rl/final"
+
+
 def test_a_stage_without_tasks_or_prompt_copies_its_network_once_to_export_it() -> None:
-    with mock.patch.object(loop._Run, "plain", autospec=True, side_effect=loop._Run.plain) as copied:
+    with mock.patch.object(Rig, "plain", autospec=True, side_effect=Rig.plain) as copied:
         assert unmask("train", "small.py", "--quiet", "--stage", "first").code == 0
     assert copied.call_count == 1
 
@@ -212,8 +265,8 @@ def test_ctrl_c_is_pythons_again_after_a_run() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["tinny"], "'tinny' is no recipe; did you mean tiny? (known: tiny, qwen_0_5b, diffucoder_7b)"),
-        (["absent.py"], "absent.py is not a file; give the path of a recipe, or one of tiny, qwen_0_5b, diffucoder_7b"),
+        (["tinny"], "'tinny' is no recipe; did you mean tiny or tiny_cpgrpo? (known: tiny, tiny_cpgrpo, qwen_0_5b"),
+        (["absent.py"], "absent.py is not a file; give the path of a recipe, or one of tiny, tiny_cpgrpo, qwen_0_5b"),
         (["small.py", "--set", "optimiser.lrate=1"], "'lrate' is not a setting of optimiser; did you mean lr?"),
         (["small.py", "--set", "optimizer.lr=1"], "'optimizer' is not a setting; did you mean optimiser?"),
         (["small.py", "--set", "optimiser.lr"], "--set optimiser.lr is not of the form key=value"),
@@ -303,9 +356,9 @@ def test_torchrun_prints_an_error_once() -> None:
 def test_alone_it_lists_the_recipes_with_what_they_need() -> None:
     outcome = unmask("train")
     assert outcome.code == 0
-    for name in ("tiny", "qwen_0_5b", "diffucoder_7b"):
+    for name in NAMES:
         assert f"{name}: " in outcome.text
-    assert outcome.text.count("    needs: ") == outcome.text.count("    stages: ") == 3
+    assert outcome.text.count("    needs: ") == outcome.text.count("    stages: ") == len(NAMES)
 
 
 def test_a_plan_prints_what_the_7b_recipe_costs_and_does_nothing(no_training: None) -> None:
@@ -325,6 +378,7 @@ def test_a_plan_prints_what_the_7b_recipe_costs_and_does_nothing(no_training: No
         ("tiny", ["pretrain: ", "parameters        6.96 M, of which trained 6.96 M", "all stages"]),
         ("qwen_0_5b", ["full: ", "494 M, of which trained 494 M", "lora: ", "of which trained 154 M", "989 TFLOP/s"]),
         ("small.py", ["first: Reads.", "steps             4 of 128 tokens"]),
+        ("diffucoder_7b_cpgrpo", ["cpgrpo: ", "  writing answers ", "  other scoring ", "7.62 B, of which trained"]),
     ],
 )
 def test_each_recipe_has_a_plan_without_weights(recipe: str, words: list[str], no_training: None) -> None:

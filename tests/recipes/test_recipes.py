@@ -6,6 +6,7 @@ import pytest
 
 from unmask import recipes
 from unmask.errors import SettingsError
+from unmask.train.grpo_settings import GrpoStage
 from unmask.train.settings import Recipe, StageSettings, as_record
 
 FOLDER = Path("runs/mine")
@@ -38,17 +39,28 @@ def test_a_stage_starts_from_nothing_from_outside_or_from_one_before_it(name: st
 def test_diffusion_attends_both_ways_and_autoregression_does_not(name: str) -> None:
     for stage in recipes.find(name, FOLDER).stages:
         inherits = stage.model.attention is None
-        if stage.loss.kind == "autoregressive":
+        if isinstance(stage, StageSettings) and stage.loss.kind == "autoregressive":
             assert inherits or stage.model.attention == "causal"
         else:
             assert inherits or stage.model.attention in ("full", "block")
 
 
+def test_coupled_grpo_has_the_numbers_of_the_paper() -> None:
+    (stage,) = recipes.find("diffucoder_7b_cpgrpo", FOLDER).stages
+    assert isinstance(stage, GrpoStage)
+    assert (stage.rollout.num_generations, stage.rollout.temperature, stage.policy.iterations) == (10, 1.2, 2)
+    assert (stage.policy.epsilon, stage.policy.beta, stage.policy.sync_every) == (0.5, 0.01, 64)
+    assert (stage.estimator.name, stage.estimator.t_range) == ("coupled", (0.2, 0.8))
+    assert stage.reward.weighted == (("pass_fraction", 2.0), ("code_format", 0.5))
+    assert stage.answers_per_step == 80
+    assert stage.most_views == 3
+
+
 def test_the_twin_of_tiny_sees_the_same_rows_at_the_same_length() -> None:
     recipe = recipes.find("tiny", FOLDER)
     stages = {stage.name: stage for stage in recipe.stages}
-    assert len({stages[name].seed for name in ("pretrain", "adapt", "mid", "sft")}) == 4  # or all begin alike
-    for name in ("adapt", "mid", "sft"):
+    assert len({stages[name].seed for name in ("pretrain", "adapt", "mid", "sft", "sft-2")}) == 5  # or all begin alike
+    for name in ("adapt", "mid", "sft", "sft-2"):
         one, twin = stages[name], stages[f"twin-{name}"]
         assert (one.seed, one.data, one.optimiser, one.schedule) == (
             twin.seed,

@@ -138,6 +138,45 @@ def test_a_call_has_its_own_time_limit(executor: LocalExecutor) -> None:
     assert verdict.message == "f(1.0) took more than 0.2 s of CPU time"
 
 
+COUNTED = {
+    "right": ("def f(x): return x + 1", "pass", None, 4),
+    "wrong for two": ("def f(x): return x + 1 if x > 1 else 0", "fail", 0, 2),
+    "raises in one": ("def f(x): return x + 1 + 0 // (x - 1)", "fail", 1, 3),
+    "raises in all": ("def f(x): raise SystemExit(0)", "fail", 0, 0),
+    "ends itself in one": ("import os\ndef f(x): return os._exit(0) if x == 2 else x + 1", "crash", 2, 3),
+    "ends itself in all": ("import os\ndef f(x): os._exit(0)", "crash", 0, 0),
+    "ends itself at the last": ("import os\ndef f(x): return os._exit(0) if x == 3 else x + 1", "crash", 3, 3),
+    "does not parse": ("def f(x) return x", "syntax_error", 0, 0),
+    "does not load": ("import nothing_of_that_name", "fail", 0, 0),
+    "wants too much memory once": ("def f(x): return x + 1 + (x == 0) * len(bytearray(1 << 40))", "memory", 0, 0),
+    "hangs in one": ("def f(x):\n    while x == 1: pass\n    return x + 1", "timeout", 1, 3),
+    "hangs in one and does not let go": (
+        "def f(x):\n    if x == 1: sum(range(10**15))\n    return x + 1",
+        "timeout",
+        1,
+        3,
+    ),
+    "wrong in one, hangs in another": ("def f(x):\n    while x == 2: pass\n    return x and x + 1", "timeout", 2, 2),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_every_call_is_counted_where_that_is_asked_for(executor: LocalExecutor, name: str) -> None:
+    code, *expected = COUNTED[name]
+    tests = CallTests.of("f", [(n,) for n in range(4)], [1, 2, 3, 4], call_cpu_seconds=[0.1] * 4, counts_all=True)
+    (verdict,) = executor.judge([Job(code=code, tests=tests, limits=LIMITS)])
+    assert [verdict.status, verdict.failed_test, verdict.num_tests] == expected, verdict
+
+
+def test_all_calls_together_keep_to_the_limit_of_the_run(executor: LocalExecutor) -> None:
+    code = "def f(x):\n    while True: pass"
+    tests = CallTests.of("f", [(n,) for n in range(9)], range(9), call_cpu_seconds=[0.2] * 9, counts_all=True)
+    limits = Limits(cpu_seconds=0.5, wall_seconds=20)
+    (verdict,) = executor.judge([Job(code=code, tests=tests, limits=limits)])
+    assert (verdict.status, verdict.num_tests) == ("timeout", 0)
+    assert verdict.cpu_seconds < 1.0
+
+
 def test_arguments_are_changed_for_the_tests_only_where_they_ask_for_it(executor: LocalExecutor) -> None:
     code = "def f(x): x.append(1)"
     tests = {

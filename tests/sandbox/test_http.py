@@ -214,6 +214,23 @@ def test_a_failed_call_is_named(executor):
     assert (verdict.failed_test, verdict.message) == (1, "raised KeyError: 41")
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (RIGHT, ("pass", None, 3)),
+        ("def f(x):\n    return x + 1 if x else None", ("fail", 0, 2)),
+        ("def f(x):\n    return x + 1 + 0 // (x - 1)", ("fail", 1, 2)),
+        ("import os\ndef f(x):\n    return os._exit(0) if x == 1 else x + 1", ("crash", 1, 2)),
+        ("import os\nos._exit(0)", ("crash", 0, 0)),
+        ("def f(x) return x", ("syntax_error", 0, 0)),
+    ],
+)
+def test_every_call_is_counted_where_that_is_asked_for(executor, code, expected):
+    tests = CallTests.of("f", [(0,), (1,), (2,)], [1, 2, 3], counts_all=True)
+    verdict = judged(executor, code, tests)
+    assert (verdict.status, verdict.failed_test, verdict.num_tests) == expected, verdict
+
+
 def test_tolerances_and_oracles_are_those_of_every_executor(executor):
     near = CallTests.of("f", [(1,)], [1.0])
     assert judged(executor, "def f(x):\n    return 1.0000000001\n", near).passed

@@ -109,3 +109,9 @@ def test_the_digest_of_tests_depends_on_every_field() -> None:
     assert len({kinds.digest_of(tests) for tests in different}) == len(different)
     assert kinds.digest_of(replace(calls)) == kinds.digest_of(calls)
     assert kinds.digest_of(replace(asserts, code="\ud800"))
+
+
+def test_a_field_that_is_not_used_changes_no_digest() -> None:
+    tests = CallTests.of("f", [(1,), (2,)], [2, 3.5], atol=0.5, call_cpu_seconds=[1, 2.0])
+    assert kinds.digest_of(tests) == "88f3c788dbdd34032c9c2859b732f7cd"  # before there was `counts_all`
+    assert kinds.digest_of(replace(tests, counts_all=True)) != kinds.digest_of(tests)

@@ -338,7 +338,7 @@ def test_a_first_step_without_a_number_says_that_there_is_no_checkpoint(data: Pa
 def test_a_gradient_that_is_no_number_stops_the_run_too(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unmask.train.loop.clip_gradients", lambda module, limit: torch.tensor(torch.inf))
+    monkeypatch.setattr("unmask.train.rig.clip_gradients", lambda module, limit: torch.tensor(torch.inf))
     with pytest.raises(NumericsError, match=r"step 0: the gradient norm is inf; nothing was updated"):
         alone(tiny_stage(data), tmp_path / "run")
 

@@ -204,8 +204,8 @@ def test_other_settings_are_refused_by_name_and_how_to_run_may_change(data: Path
     other = changed(changed(stage, "optimiser", eps=0.5), "data", rows=16)
     with pytest.raises(
         CheckpointError,
-        match=r"made with other settings; different are data.rows \(8 there, 16 now\), optimiser.eps \(1e-08 there, "
-        r"0.5 now\)\. Resume with the settings of the run, or begin anew in another --output",
+        match=r"made with other settings; different are optimiser.eps \(1e-08 there, 0.5 now\), data.rows \(8 there, "
+        r"16 now\)\. Resume with the settings of the run, or begin anew in another --output",
     ):
         alone(other, tmp_path / "run", resume=True)
     assert alone(changed(stage, "run", log_every=7, keep=1), tmp_path / "run", resume=True).is_done

@@ -26,7 +26,7 @@ def trained(*, seed: int = 0, steps: int = 0, kind: Any = "adamw", frozen: tuple
         if name in frozen:
             parameter.requires_grad_(False)
     optimiser = build_optimiser(module, OptimiserSettings(kind=kind, lr=1e-2))
-    out = Trained(module=module, optimiser=optimiser, ema=Ema(module, decay=0.9))
+    out = Trained(module=module, optimiser=optimiser, averages={"ema": Ema(module, decay=0.9)})
     for step in range(steps):
         advance(out, step)
     return out
@@ -38,8 +38,7 @@ def advance(trained: Trained, step: int) -> None:
     trained.module.logits(trained.module(ids, torch.arange(8).expand(2, 8))).square().mean().backward()
     trained.optimiser.step()
     trained.optimiser.zero_grad()
-    assert trained.ema is not None
-    trained.ema.update()
+    trained.averages["ema"].update()
 
 
 def meta(step: int, **changes: Any) -> Meta:
@@ -55,8 +54,7 @@ def load(checkpoint: Path, given: Trained) -> Meta:
 
 
 def bits(given: Trained) -> list[torch.Tensor]:
-    assert given.ema is not None
-    with given.ema.swapped_in():
+    with given.averages["ema"].swapped_in():
         averages = [parameter.detach().clone() for parameter in given.module.parameters()]
     return [*(parameter.detach().clone() for parameter in given.module.parameters()), *averages]
 

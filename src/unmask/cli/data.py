@@ -1,5 +1,5 @@
 """`unmask data`: what the benchmarks need (list, fetch, setup, overlap), and what training needs (build, tokenizer,
-synth).
+synth; rl, select for reinforcement learning).
 
 Results go to stdout: a table on a terminal, tab-separated lines otherwise, JSON with `--json`. Progress and what was
 done go to stderr. No model is loaded, so torch is never imported.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from unmask.data.build import BuildProgress
     from unmask.data.files import DataFile
     from unmask.data.overlap import Overlap
+    from unmask.data.select import Selection
     from unmask.data.task import Task
     from unmask.evaluate.environment import Environment
     from unmask.text.tokenizer import Tokenizer
@@ -313,7 +314,191 @@ def synth(
     _print_line([output, written])
 
 
+@app.command()
+def rl(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="mbpp-rl, p3, synthetic-hard, or a file of tasks (.jsonl).", metavar="SET", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to make: JSON lines.", show_default=False)],
+    count: Annotated[
+        int | None, typer.Option("--count", help="Keep the first N tasks; synthetic-hard needs it.", metavar="N")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Which tasks of synthetic-hard. [0]", show_default=False)
+    ] = None,
+    without_benchmarks: Annotated[
+        str,
+        typer.Option("--without-benchmarks", help="Drop tasks that share ten words with these.", metavar="NAME,NAME"),
+    ] = "humaneval+,mbpp+",
+    sandbox: Annotated[
+        str, typer.Option("--sandbox", help="What runs the solutions, as for `unmask evaluate`.", metavar="NAME")
+    ] = "auto",
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Programs run side by side. [one per core]", metavar="N")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a set of tasks for reinforcement learning: apart from the benchmarks, and passed by their own solutions.
+
+    Prints the file and the number of its tasks; what was left out, and why, goes to stderr.
+
+    Example: unmask data rl mbpp-rl --output mbpp-rl.jsonl
+    """
+    from unmask.data import rl_sets
+    from unmask.data.jsonl import write_records
+    from unmask.sandbox.executor import open_executor
+
+    _check_new(output)
+    rl_sets.check(name, count=count, seed=seed)
+    without = _tasks_of(_names(without_benchmarks))
+    try:
+        with open_executor(sandbox, workers=workers) as executor, _counting() as tell:
+            made = rl_sets.make(
+                name,
+                executor=executor,
+                without=without,
+                count=count,
+                seed=seed,
+                report=lambda done, total: tell(f"running the solutions of {name}", done, total),
+            )
+        written = write_records(made.records, output)
+    except KeyboardInterrupt:
+        _tell(f"stopped; nothing was written to {output}")
+        raise typer.Exit(130) from None
+    if made.dropped:
+        _tell(_dropped(made.dropped))
+    if made.num_unchecked:
+        _tell(f"{made.num_unchecked:,} tasks have no solution: nothing says that their tests can be passed")
+    if as_json:
+        _print_json(
+            {"path": str(output), "tasks": written, "dropped": made.dropped, "num_unchecked": made.num_unchecked}
+        )
+        return
+    _print_line([output, written])
+
+
+@app.command()
+def select(
+    tasks: Annotated[
+        Path,
+        typer.Argument(help="AceCode's rows with their inferences, or tasks of ours (.jsonl).", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to make: JSON lines.", show_default=False)],
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--results", help="Evaluation of these tasks whose samples count; again for more.", metavar="PATH"
+        ),
+    ] = None,
+    rule: Annotated[
+        str,
+        typer.Option(
+            "--rule",
+            help="paper (of the hardest fifth the 40 % with most spread), or as-coded (spread as among all tasks).",
+            metavar="NAME",
+        ),
+    ] = "paper",
+    mean_percentile: Annotated[
+        float, typer.Option("--mean-percentile", help="Keep means up to this percentile.", metavar="P")
+    ] = 20.0,
+    std_percentile: Annotated[
+        float | None,
+        typer.Option(
+            "--std-percentile", help="Keep deviations from this percentile on. [paper: 60, as-coded: 40]", metavar="P"
+        ),
+    ] = None,
+    min_pass: Annotated[
+        float, typer.Option("--min-pass", help="Least share of tests that the best answer passes.", metavar="SHARE")
+    ] = 0.0,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            "--models", help="Whose answers count; the paper: qwen_coder_2.5,llama3_instruct.", metavar="NAME,NAME"
+        ),
+    ] = None,
+    dedup: Annotated[
+        str, typer.Option("--dedup", help="Questions that are one: exact, near, or none.", metavar="HOW")
+    ] = "exact",
+    stubs: Annotated[
+        bool, typer.Option("--stubs", help="AceCode: add a copy of each question as a function to complete.")
+    ] = False,
+    show_test: Annotated[
+        bool, typer.Option("--show-test", help="AceCode: show the first test, and do not score it.")
+    ] = False,
+    without_benchmarks: Annotated[
+        str | None,
+        typer.Option("--without-benchmarks", help="Drop tasks that share ten words with these.", metavar="NAME,NAME"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep tasks that are hard and can be done, by the pass rates of recorded answers.
+
+    Into a pipe each line is: step, its threshold, the tasks that it dropped, the tasks left; a step that compares with
+    nothing has "-" as its threshold.
+
+    Example: unmask data select acecode.jsonl --models qwen_coder_2.5,llama3_instruct --output hard.jsonl
+    """
+    from unmask.data import select as selecting
+    from unmask.data.jsonl import write_records
+
+    _check_new(output)
+    settings = selecting.SelectSettings(
+        rule=rule,  # type: ignore[arg-type]  # the settings refuse other words
+        mean_percentile=mean_percentile,
+        std_percentile=std_percentile,
+        min_pass=min_pass,
+        models=_names(models),
+        dedup=dedup,  # type: ignore[arg-type]
+        stubs=stubs,
+        show_test=show_test,
+    )
+    rates = _rates_of(results) if results else None
+    found = selecting.select(tasks, settings, rates=rates, without=_tasks_of(_names(without_benchmarks)))
+    written = write_records(found.records, output)
+    _tell_selection(found, output, written)
+    rows = [
+        [step.name, "-" if step.threshold is None else f"{step.threshold:.4g}", str(step.dropped), str(step.left)]
+        for step in found.steps
+    ]
+    if as_json:
+        counts = {"num_stubs": found.num_stubs, "num_unusable_tests": found.num_unusable_tests}
+        counts["num_never_passed"] = found.num_never_passed
+        steps = [asdict(step) for step in found.steps]
+        _print_json({"path": str(output), "tasks": written, "steps": steps, **counts})
+    elif sys.stdout.isatty():
+        _print_table(["step", "threshold", "dropped", "left"], rows)
+    else:
+        for row in rows:
+            _print_line(row)
+
+
 # What is read
+
+
+def _check_new(output: Path) -> None:
+    from unmask.errors import TaskError
+
+    if output.exists():
+        raise TaskError(f"{output} is there already, and is never written over; delete it or choose another file")
+
+
+def _rates_of(results: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
+    """Of each task, and of each model that was evaluated: 1 for a sample that passed, 0 for one that did not.
+
+    Of a grid the cell that is quoted counts. What the sandbox lost says nothing.
+    """
+    from unmask.evaluate.result import load_result
+
+    rates: dict[str, dict[str, list[float]]] = {}
+    for place in results:
+        result = load_result(place)
+        for task_id, outcomes in result.main.tasks.items():
+            of_model = rates.setdefault(task_id, {}).setdefault(result.model, [])
+            of_model += [float(outcome.passed) for outcome in outcomes if outcome.is_judged]
+    return rates
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -391,6 +576,18 @@ def _counting() -> Iterator[Callable[[str, int, int | None], None]]:
 def _dropped(counts: Mapping[str, int]) -> str:
     parts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items()))
     return f"{sum(counts.values()):,} dropped" + (f": {parts}" if parts else "")
+
+
+def _tell_selection(found: "Selection", output: Path, written: int) -> None:
+    stubs = f", {found.num_stubs:,} of them stubs" if found.num_stubs else ""
+    _tell(f"{output}: {written:,} tasks{stubs}")
+    if found.num_unusable_tests:
+        _tell(f"{found.num_unusable_tests:,} tests were left out: they are no asserts")
+    if found.num_never_passed:
+        _tell(
+            f"of {found.num_never_passed:,} chosen tasks no recorded answer passed a single test; --min-pass 0.01 "
+            "leaves them out"
+        )
 
 
 def _here() -> list[str]:

@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unmask.errors import SettingsError, UnmaskError, did_you_mean
 
 if TYPE_CHECKING:
+    from unmask.model.config import ModelConfig
     from unmask.train.parallel import World
-    from unmask.train.settings import Recipe, StageSettings
+    from unmask.train.plan import Plan
+    from unmask.train.rig import Evaluator, Outcome
+    from unmask.train.settings import Recipe, Stage
 
 _PATIENCE = 3.0
 """Seconds that other ranks leave to the first, and to torchrun to end them, before they tell of an error themselves."""
@@ -27,7 +30,7 @@ _SMALL = 100_000_000
 def train(
     recipe: Annotated[
         str | None,
-        typer.Argument(help="tiny, qwen_0_5b, diffucoder_7b, or a Python file of your own.", show_default=False),
+        typer.Argument(help="A name (none: they are listed), or a Python file of your own.", show_default=False),
     ] = None,
     stage: Annotated[
         list[str] | None, typer.Option("--stage", help="This stage alone, again for more. [all]", metavar="NAME")
@@ -88,13 +91,10 @@ def train(
         raise typer.Exit(130)
 
 
-def _run(
-    recipe: "Recipe", stages: "list[StageSettings]", folder: Path, world: "World", *, resume: bool, quiet: bool
-) -> bool:
+def _run(recipe: "Recipe", stages: "list[Stage]", folder: Path, world: "World", *, resume: bool, quiet: bool) -> bool:
     """Train the stages; True when Ctrl-C ended it early."""
     from unmask.evaluate.training import TrainingEvaluator
     from unmask.train.checks import is_done
-    from unmask.train.loop import train_stage
     from unmask.train.parallel import wait_for_all
 
     tell = _teller(quiet)
@@ -114,10 +114,8 @@ def _run(
             if resume and is_done(stage, where):
                 tell(f"{stage.name}: done already, {where / 'final'}")
                 continue
-            tell(f"{stage.name}: {stage.steps:,} steps of {stage.tokens_per_step:,} tokens")
-            outcome = train_stage(
-                stage, where, world=world, resume=resume, evaluator=evaluators.get(stage.name), quiet=quiet
-            )
+            tell(f"{stage.name}: {_size(stage)}")
+            outcome = _train(stage, where, world, resume=resume, evaluator=evaluators.get(stage.name), quiet=quiet)
             if not outcome.is_done:
                 tell(f"{stage.name}: stopped after step {outcome.step} of {stage.steps} and saved; go on with --resume")
                 return is_interrupted()
@@ -128,10 +126,53 @@ def _run(
     return False
 
 
+def _train(
+    stage: "Stage", folder: Path, world: "World", *, resume: bool, evaluator: "Evaluator | None", quiet: bool
+) -> "Outcome":
+    """One stage, by the loop that it is for."""
+    from unmask.train.grpo_settings import GrpoStage
+    from unmask.train.loop import train_stage
+    from unmask.train.settings import StageSettings
+
+    if isinstance(stage, GrpoStage):
+        from unmask.sandbox.executor import open_executor
+        from unmask.train.grpo import train_grpo
+        from unmask.view.rollout_html import write_card
+
+        workers = max(1, len(os.sched_getaffinity(0)) // world.size)
+        with open_executor(workers=workers) as executor:
+            return train_grpo(
+                stage,
+                folder,
+                world=world,
+                executor=executor,
+                resume=resume,
+                evaluator=evaluator,
+                write_card=write_card,
+                quiet=quiet,
+            )
+    assert isinstance(stage, StageSettings)
+    return train_stage(stage, folder, world=world, resume=resume, evaluator=evaluator, quiet=quiet)
+
+
+def _size(stage: "Stage") -> str:
+    """What a stage will do, in a few words."""
+    from unmask.train.grpo_settings import GrpoStage
+    from unmask.train.settings import StageSettings
+
+    if isinstance(stage, GrpoStage):
+        return (
+            f"{stage.steps:,} steps, {stage.policy.iterations} on each {stage.answers_per_step:,} answers to "
+            f"{stage.prompts_per_step:,} prompts"
+        )
+    assert isinstance(stage, StageSettings)
+    return f"{stage.steps:,} steps of {stage.tokens_per_step:,} tokens"
+
+
 # What is refused before any work
 
 
-def _check_order(recipe: "Recipe", stages: "list[StageSettings]", folder: Path) -> None:
+def _check_order(recipe: "Recipe", stages: "list[Stage]", folder: Path) -> None:
     """Each stage's source is there, or is what a stage before it will write."""
     written: set[Path] = set()
     by_result = {folder / stage.name / "final": stage.name for stage in recipe.stages}
@@ -145,7 +186,7 @@ def _check_order(recipe: "Recipe", stages: "list[StageSettings]", folder: Path) 
         written.add(folder / stage.name / "final")
 
 
-def _check_layout(stages: "list[StageSettings]") -> None:
+def _check_layout(stages: "list[Stage]") -> None:
     """The processes join once, for all stages."""
     for name in ("parallel", "timeout_seconds"):
         first, *others = ((stage.name, getattr(stage.run, name)) for stage in stages)
@@ -157,11 +198,14 @@ def _check_layout(stages: "list[StageSettings]") -> None:
             )
 
 
-def _check_data(stages: "list[StageSettings]") -> None:
+def _check_data(stages: "list[Stage]") -> None:
     """All data is there, so that no run ends for want of it after days, or after a download of weights."""
     from unmask.data.shards import Shards
+    from unmask.train.settings import StageSettings
 
     for stage in stages:
+        if not isinstance(stage, StageSettings):
+            continue
         for source in (*stage.data.train, *stage.data.heldout):
             Shards.open(source.path)
 
@@ -225,10 +269,10 @@ def _list_recipes() -> None:
 
 
 def _print_plans(
-    recipe: "Recipe", stages: "list[StageSettings]", *, devices: int, mfu: float, peak: str | None, device: str
+    recipe: "Recipe", stages: "list[Stage]", *, devices: int, mfu: float, peak: str | None, device: str
 ) -> None:
     from unmask.train.network import planned_config
-    from unmask.train.plan import count_parameters, make_plan, render, render_sum
+    from unmask.train.plan import count_parameters, render, render_sum
 
     if devices < 1:
         raise SettingsError(f"--devices {devices} leaves nothing to train on; give 1 or more")
@@ -243,27 +287,53 @@ def _print_plans(
     plans = []
     for stage in stages:
         print(f"\n{stage.name}: {stage.note}" if stage.note else f"\n{stage.name}")
-        found = make_plan(
-            configs[stage.name],
-            length=stage.data.length,
-            rows=stage.data.rows,
-            micro_rows=stage.data.micro_rows,
-            steps=stage.steps,
-            devices=devices,
-            is_sharded=stage.run.parallel != "ddp",
-            lora=stage.lora,
-            optimiser=stage.optimiser.kind,
-            ema=stage.ema is not None,
-            bfloat16=stage.run.precision != "float32",
-            checkpoint_layers=stage.run.checkpoint_layers,
-            masked_share=1.0 if stage.loss.kind == "autoregressive" else 0.5,
-            mfu=mfu,
-            peak=speed,
-        )
+        found = _plan_of(stage, configs[stage.name], devices=devices, mfu=mfu, peak=speed)
         print(render(found))
         plans.append(found)
     if len(plans) > 1:
         print(f"\n{render_sum(plans)}")
+
+
+def _plan_of(stage: "Stage", config: "ModelConfig", *, devices: int, mfu: float, peak: float) -> "Plan":
+    """A stage's plan, by the loop that it is for."""
+    from unmask.train.grpo_settings import GrpoStage
+    from unmask.train.plan import make_grpo_plan, make_plan
+    from unmask.train.settings import StageSettings
+
+    common: dict[str, Any] = {
+        "steps": stage.steps,
+        "devices": devices,
+        "is_sharded": stage.run.parallel != "ddp",
+        "lora": stage.lora,
+        "optimiser": stage.optimiser.kind,
+        "ema": stage.ema is not None,
+        "bfloat16": stage.run.precision != "float32",
+        "checkpoint_layers": stage.run.checkpoint_layers,
+        "mfu": mfu,
+        "peak": peak,
+    }
+    if isinstance(stage, GrpoStage):
+        return make_grpo_plan(
+            config,
+            prompt_tokens=stage.prompts.max_prompt_tokens,
+            max_new_tokens=stage.prompts.max_new_tokens,
+            forwards=stage.rollout.steps or stage.prompts.max_new_tokens,
+            answers=stage.answers_per_step,
+            micro_answers=stage.micro_answers,
+            views=stage.most_views,
+            iterations=stage.policy.iterations,
+            has_reference=stage.policy.beta > 0,
+            **common,
+        )
+    assert isinstance(stage, StageSettings)
+    return make_plan(
+        config,
+        length=stage.data.length,
+        rows=stage.data.rows,
+        micro_rows=stage.data.micro_rows,
+        masked_share=1.0 if stage.loss.kind == "autoregressive" else 0.5,
+        **common,
+    )
 
 
 def _peak(text: str, device: str) -> float:

@@ -25,12 +25,20 @@ and, where they apply,
 
 Unknown keys are refused. HumanEval's own file is such a file. JSON has no tuples, sets or bytes: tasks that return them
 need `test_list` or `test`.
+
+A row of AceCode (Zeng et al. 2025; TIGER-Lab/AceCode-87K) is read as well: `id`, `question` and `test_cases`, which
+are asserts; of its `inferences` the best program, if it passed everything, is the reference. Other columns are passed
+over. The question stands in the prompt, and no test does.
 """
 
 import ast
+import builtins
+import json
+import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +71,7 @@ def read_tasks(path: Path) -> tuple[Task, ...]:
     lines: dict[str, int] = {}
     for number, record in numbered_records(path):
         where = f"{path}, line {number}"
-        task = _task(record, where)
+        task = task_of(record, where)
         if task.task_id in lines:
             raise TaskError(
                 f"{where}: the task_id {task.task_id!r} is on line {lines[task.task_id]} already; give each its own"
@@ -73,6 +81,32 @@ def read_tasks(path: Path) -> tuple[Task, ...]:
     if not tasks:
         raise TaskError(f"{path} holds no tasks; write one JSON object a line: {', '.join(_REQUIRED)} and tests")
     return tuple(tasks)
+
+
+def write_records(records: Iterable[Mapping[str, Any]], path: Path) -> int:
+    """Write one JSON object a line, and return how many. The file appears when it is complete."""
+    if not path.parent.is_dir():
+        raise SettingsError(f"there is no folder {path.parent} for {path.name}; make it, or give another output file")
+    if not path.name.endswith(".jsonl"):
+        raise SettingsError(f"{path} would hold plain JSON lines, and task files end in .jsonl; give such a name")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    written = 0
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                written += 1
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return written
+
+
+def task_of(record: Mapping[str, Any], where: str) -> Task:
+    """The task in one object. Raises TaskError, whose text begins with `where`."""
+    if is_acecode(record):
+        record = from_acecode(record, where)
+    return _task(dict(record), where)
 
 
 def check_tests(test: str, *, entry_point: str, setup: str = "", writes_back: bool = False) -> AssertTests:
@@ -104,6 +138,148 @@ def parse(code: str) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(code)
+
+
+def called_function(test_list: Sequence[str], code: str = "") -> str:
+    """The function that asserts call: the first one that `code` defines; without code the one in most of the asserts.
+
+    Empty where there is none. Raises SyntaxError for asserts that are no Python.
+
+    >>> called_function(["assert set(f(1)) == {1}", "assert len(f(2)) == g(2)"])
+    'f'
+    """
+    defined = {node.name for node in parse(code).body if isinstance(node, ast.FunctionDef)} if code else set()
+    if defined:
+        return next((name for name in _called("\n".join(test_list)) if name in defined), "")
+    calls: Counter[str] = Counter()
+    for test in test_list:
+        calls.update(list(dict.fromkeys(name for name in _called(test) if not hasattr(builtins, name))))
+    return max(calls, key=lambda name: calls[name], default="")  # of equal ones the outermost call of the first test
+
+
+def imports_of_tests(code: str, test_list: Sequence[str]) -> list[str]:
+    """Imports of a program on which asserts rely (MBPP 596 asks `sys.getsizeof`).
+
+    Left to the program, such a module would be one that the program hands out.
+    """
+    used = {node.id for node in ast.walk(parse("\n".join(test_list))) if isinstance(node, ast.Name)}
+    imports = (node for node in parse(code).body if isinstance(node, ast.Import | ast.ImportFrom))
+    return [ast.unparse(node) for node in imports if used & {name.asname or name.name for name in node.names}]
+
+
+def docstring_of(text: str) -> str:
+    """A text as the docstring at the head of a file, whatever is in it.
+
+    >>> print(docstring_of("Add."), end="")
+    \"\"\"
+    Add.
+    \"\"\"
+    """
+    escaped = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"').replace("\r", "\\r").replace("\0", "\\0")
+    return f'"""\n{escaped}\n"""\n'
+
+
+def _called(code: str) -> Iterator[str]:
+    """Names that are called, outer calls before the ones inside them."""
+    calls = (node for node in ast.walk(parse(code)) if isinstance(node, ast.Call))
+    return (call.func.id for call in calls if isinstance(call.func, ast.Name))
+
+
+# AceCode
+
+
+def is_acecode(record: Mapping[str, Any]) -> bool:
+    """Whether an object is a row of AceCode: it asks a question, and has no `task_id`."""
+    return "question" in record and "task_id" not in record
+
+
+def from_acecode(row: Mapping[str, Any], where: str, *, show_test: bool = False) -> dict[str, Any]:
+    """A row of AceCode as a record of ours.
+
+    `show_test` puts its first test into the prompt, and takes it out of the tests. A row with one test shows none, nor
+    does one whose question has code in a fence. The function's name is given where the question does not say it.
+    """
+    tests = acecode_tests(row, where)
+    program = acecode_program(row)
+    try:
+        entry_point = called_function(tests, program) or called_function(tests)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise TaskError(f"{where}: its test_cases are not Python ({error}); leave that row out") from error
+    if not entry_point:
+        raise TaskError(f"{where}: its test_cases call no function of the program; leave that row out")
+    question = row["question"].strip()
+    if not re.search(rf"\b{re.escape(entry_point)}\b", question):
+        question += f"\n\nThe function is called `{entry_point}`."
+    others = [test for test in tests if not same_code(test, tests[0])]
+    if show_test and others and "```" not in question:
+        question += f"\n\nA test that it has to pass: `{tests[0]}`"
+        tests = others
+    record: dict[str, Any] = {
+        "task_id": row["id"],
+        "prompt": docstring_of(question),
+        "instruction": question,
+        "entry_point": entry_point,
+        "test_list": tests,
+    }
+    if program:
+        record["reference"] = program
+        if imports := imports_of_tests(program, tests):
+            record["setup"] = "".join(f"{line}\n" for line in imports)
+    return record
+
+
+def acecode_tests(row: Mapping[str, Any], where: str) -> list[str]:
+    """The asserts of a row. Raises TaskError for a row without an id, a question, or tests."""
+    for key in ("id", "question"):
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise TaskError(f"{where}: {key!r} is {row.get(key)!r:.40}; a row of AceCode has a text there")
+    tests = row.get("test_cases")
+    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
+        near = [key for key in row if key.startswith("test") and key != "test_cases"]
+        raise TaskError(
+            f"{where}: the task {row['id']!r} has no tests: 'test_cases' has to be a list of asserts with at least one"
+            + (f" (there is {near[0]!r})" if near else "")
+        )
+    return [test.strip() for test in tests]
+
+
+def acecode_program(row: Mapping[str, Any]) -> str:
+    """The first recorded program that passed everything, without its fence; empty where there is none."""
+    for inference in row.get("inferences") or ():
+        if isinstance(inference, dict) and inference.get("pass_rate") == 1:
+            program = unfenced(str(inference.get("completion")))
+            if "def " in program and _is_python(program):
+                return program
+    return ""
+
+
+def unfenced(text: str) -> str:
+    """The code in the first fence of an answer; all of an answer that has none.
+
+    >>> unfenced("Here it is:\\n```python\\nx = 1\\n```\\nDone.")
+    'x = 1\\n'
+    """
+    found = re.search(r"^```[^\n`]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return found[1] if found else text
+
+
+def same_code(a: str, b: str) -> bool:
+    """Whether two pieces of code differ in layout alone.
+
+    >>> same_code("assert f( 1 )==2", "assert f(1) == 2")
+    True
+    """
+    try:
+        return ast.dump(parse(a.strip())) == ast.dump(parse(b.strip()))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return a.strip() == b.strip()
+
+
+def _is_python(code: str) -> bool:
+    try:
+        return bool(parse(code).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
 
 
 # One line of a file

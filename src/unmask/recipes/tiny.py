@@ -3,8 +3,8 @@
     pretrain    autoregressive, on Python's standard library and the synthetic suite
     adapt       stage 1: the causal mask opens to full attention while tokens are masked (mask annealing)
     mid         stage 2: the same objective, three quarters of it the suite
-    sft         stage 3: questions and answers; the prompt is never masked
-    twin-*      the autoregressive twin: the rows of `adapt`, `mid` and `sft` in the same order, still autoregressive
+    sft, sft-2  stage 3: questions and answers; the prompt is never masked
+    twin-*      the autoregressive twin: the rows of those stages in the same order, still autoregressive
 
 All data is made here: `prepare` writes the suite's training split, learns a tokenizer of 4,096 ids and builds the
 shards. No composition of the suite's held-out splits is in any of it.
@@ -138,11 +138,20 @@ def recipe(folder: Path) -> Recipe:
         run=_RUN,
         evaluation=replace(_SCORED, every=400),
     )
+    again = replace(
+        sft,
+        name="sft-2",
+        seed=4,
+        note="The same on other rows, from a lower peak.",
+        model=ModelSettings(source=str(folder / "sft" / "final")),
+        optimiser=replace(optimiser, lr=1.2e-3),
+        schedule=Schedule(kind="cosine", total_steps=1600, warmup_steps=50, final_share=0.02),
+    )
     return Recipe(
         name="tiny",
         summary="a diffusion coder of 7 M parameters, from nothing, with its autoregressive twin",
         needs="two processor cores for about five hours, 3 GiB of memory, 1 GiB of disk; all data is made on the spot",
-        stages=(pretrain, adapt, mid, sft, *_twins(folder, adapt, mid, sft)),
+        stages=(pretrain, adapt, mid, sft, again, *_twins(folder, adapt, mid, sft, again)),
         prepare=prepare,
     )
 

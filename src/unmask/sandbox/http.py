@@ -3,6 +3,9 @@
 What the service isolates is its own affair. Honest verdicts need less trust than that for tests by calls: the service
 gets the program and the inputs, and the results that come back are compared here. Tests by assertions and
 unittest-style tests run inside the program's process there, and their verdicts say so (`is_in_process`).
+
+The service limits a whole run by the clock and says nothing of single calls. So where every call is to be counted, one
+that ends the process costs itself only, and one that never returns also costs those behind it.
 """
 
 import base64
@@ -21,7 +24,7 @@ from unmask.errors import SandboxError
 from unmask.sandbox import backends
 from unmask.sandbox.inside import values
 from unmask.sandbox.job import Job, check_workers, in_order
-from unmask.sandbox.slot import CallRun, Ruling, Run, Slot
+from unmask.sandbox.slot import CallRun, Ruling, Run, Slot, calls_from
 from unmask.sandbox.tests import AssertTests, CallTests, UnitTests
 from unmask.sandbox.verdict import Limits, Verdict
 
@@ -131,6 +134,8 @@ class HttpExecutor:
         slot = self._slots.get()
 
         def judged(run: Run) -> int:
+            if isinstance(job.tests, CallTests) and job.tests.counts_all:
+                return run.count(lambda first: self._results_from(first, job), job.tests)
             if isinstance(job.tests, CallTests):
                 count = len(job.tests.expected)
                 return run.check(self._results(job.code, job.tests, job.limits, count=count), job.tests)
@@ -171,6 +176,18 @@ class HttpExecutor:
                 return
             else:
                 raise _ruling(kind, data, index)
+
+    def _results_from(self, first: int, job: Job) -> Iterator[tuple[bool, bytes]]:
+        """The results of a run that makes the calls from `first` on; a Ruling names the call that ended it."""
+        assert isinstance(job.tests, CallTests)
+        rest, done = calls_from(first, job.tests), 0
+        try:
+            for result in self._results(job.code, rest, job.limits, count=len(rest.expected)):
+                yield result
+                done += 1
+        except Ruling as ruling:
+            ended_itself = ruling.status == "crash" and ruling.failed_test is None
+            raise Ruling(ruling.status, ruling.message, done) if ended_itself else ruling from None
 
     def _in_process(self, job: Job) -> int:
         """Tests behind the program in one process; the number of tests that passed."""

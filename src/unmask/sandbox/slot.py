@@ -44,11 +44,14 @@ class CallRun:
 class Ruling(Exception):
     """A run is decided; carries the status and message."""
 
-    def __init__(self, status: Status, message: str, failed_test: int | None = None) -> None:
+    def __init__(
+        self, status: Status, message: str, failed_test: int | None = None, num_passed: int | None = None
+    ) -> None:
         super().__init__(message)
         self.status: Status = status
         self.message = message
         self.failed_test = failed_test
+        self.num_passed = (failed_test or 0) if num_passed is None else num_passed
 
 
 class Slot:
@@ -179,7 +182,7 @@ class Slot:
                 status=ruling.status,
                 message=ruling.message,
                 failed_test=ruling.failed_test,
-                num_tests=ruling.failed_test or 0,
+                num_tests=ruling.num_passed,
                 cpu_seconds=run.cpu_seconds,
                 tampering=ruling.message if ruling.message.startswith(_TAMPERED) else "",
             )
@@ -203,6 +206,9 @@ class Run:
         self._ended: dict[str, Ended] = {}
         self._started = time.monotonic()
         self._next_look = _FIRST_LOOK
+        self._allowed = limits.cpu_seconds
+        self._open_call: tuple[int, float] | None = None
+        self._seen = (-1, 0.0)
         self.cpu_seconds = 0.0
 
     def __enter__(self) -> "Run":
@@ -218,6 +224,8 @@ class Run:
 
     def calls(self, code: str, tests: CallTests) -> int:
         """Judge by calls; the number of calls. Raises Ruling unless every result is accepted."""
+        if tests.counts_all:
+            return self.count(lambda first: self._results_from(first, code, tests), tests)
         results = self.results(code, tests, count=len(tests.expected))
         return self.check(((is_exact, data) for is_exact, _, data in results), tests)
 
@@ -225,10 +233,58 @@ class Run:
         """Compare results with what is expected; their number. Equal bytes need no second look."""
         count = 0
         for is_exact, data in results:
-            if data != tests.expected[count] or tests.oracle == "find_zero":
-                self._compare(count, is_exact, data, tests)
+            self._accept(count, is_exact, data, tests)
             count += 1
         return count
+
+    def count(self, results_from: Callable[[int], Iterable[tuple[bool, bytes]]], tests: CallTests) -> int:
+        """Judge every call apart; the number of calls. Raises Ruling, with the number that passed, unless all did.
+
+        `results_from(first)` starts the program anew for the calls from `first` on: a call that raises, hangs or ends
+        the process costs itself only. What all calls share is the run's own limits. A Ruling without an index ends the
+        run (the program does not load; time is up), and what was not called until then has not passed.
+        """
+        total, passed, at = len(tests.expected), 0, 0
+        failed: list[Ruling] = []
+        while at < total:
+            try:
+                for is_exact, data in results_from(at):
+                    passed += self._is_accepted(at, is_exact, data, tests, failed)
+                    at += 1
+            except Ruling as ruling:
+                failed.append(Ruling(ruling.status, ruling.message, at))
+                self._end("program")
+                if ruling.failed_test is None or self.cpu_seconds >= self._limits.cpu_seconds:
+                    break
+                at += 1
+        if not failed:
+            return passed
+        worst = next((ruling for ruling in failed if ruling.status not in ("fail", "syntax_error")), failed[0])
+        raise Ruling(worst.status, worst.message, worst.failed_test, passed)
+
+    def _is_accepted(self, index: int, is_exact: bool, data: bytes, tests: CallTests, failed: list[Ruling]) -> bool:
+        """Whether one result is accepted; if not, the reason goes to `failed`."""
+        try:
+            self._accept(index, is_exact, data, tests)
+        except Ruling as ruling:
+            if ruling.status != "fail":  # the run's time is up, and the judge may yet answer: nothing more is asked
+                raise
+            failed.append(Ruling("fail", ruling.message, index))
+            return False
+        return True
+
+    def _results_from(self, first: int, code: str, tests: CallTests) -> Iterator[tuple[bool, bytes]]:
+        """The results of a fresh process of the program, for the calls from `first` on."""
+        self._ended.pop("program", None)
+        self._seen = (-1, 0.0)
+        rest = calls_from(first, tests)
+        for is_exact, _, data in self.results(code, rest, count=len(rest.expected)):
+            yield is_exact, data
+
+    def _accept(self, index: int, is_exact: bool, data: bytes, tests: CallTests) -> None:
+        """Return if a result is accepted; equal bytes need no second look. Raises Ruling otherwise."""
+        if data != tests.expected[index] or tests.oracle == "find_zero":
+            self._compare(index, is_exact, data, tests)
 
     def results(self, code: str, tests: CallTests, *, count: int | None) -> Iterator[tuple[bool, float, bytes]]:
         """Each call's result as it arrives: (is_exact, CPU seconds by the program's own account, encoded value)."""
@@ -245,7 +301,10 @@ class Run:
         self._loaded()
         index = 0
         while True:
+            if tests.counts_all and index < len(tests.call_cpu_seconds):
+                self._open_call = index, tests.call_cpu_seconds[index]
             kind, payload = self._next("program")
+            self._open_call = None
             if kind == b"R" and (count is None or index < count) and len(payload) >= _RESULT.size:
                 is_exact, seconds = _RESULT.unpack_from(payload)
                 yield is_exact, seconds, payload[_RESULT.size :]
@@ -326,8 +385,13 @@ class Run:
         self, role: str, job: dict[str, Any], *, peer: socket.socket | None = None, role_inside: str | None = None
     ) -> None:
         limits = self._limits if role == "program" else _JUDGE_LIMITS
+        if role == "program":  # a second process of it has what the first one left
+            self._allowed = self._limits.cpu_seconds - self.cpu_seconds
+            limits = replace(limits, cpu_seconds=self._allowed)
         if role == "judge":
             limits = replace(limits, cpu_seconds=max(limits.cpu_seconds, self._limits.cpu_seconds))
+        if role in self._channels:
+            self._channels.pop(role).close()
         sock, pid = self._slot.jail(role).fork(role_inside or role, limits, peer=peer)
         channel = Channel(sock, limit=self._limits.output_bytes if role == "program" else 1 << 30)
         self._channels[role], self._pids[role] = channel, pid
@@ -370,17 +434,22 @@ class Run:
                 if not self._slot.is_loose:
                     raise
                 raise Ruling("crash", "the program stopped its jail's helper process; the jail was replaced") from None
-            allowed = (
-                self._limits.cpu_seconds
-                if role == "program"
-                else max(_JUDGE_LIMITS.cpu_seconds, self._limits.cpu_seconds)
-            )
+            allowed = self._allowed if role == "program" else max(_JUDGE_LIMITS.cpu_seconds, self._limits.cpu_seconds)
             if usage.get(pid, 0.0) >= allowed:
                 raise Ruling("timeout", f"the run took more than {allowed:.3g} s of CPU time")
+            if role == "program" and self._open_call is not None:
+                self._look_at_call(*self._open_call, usage.get(pid, 0.0))
             if role == "program" and files > _MAX_FILES:
                 raise Ruling("output", f"the program made more than {_MAX_FILES} files")
         if elapsed >= self._limits.wall_seconds:
             raise Ruling("timeout", f"the run took more than {self._limits.wall_seconds:.3g} s")
+
+    def _look_at_call(self, index: int, allowed: float, spent: float) -> None:
+        """End a call that outlasts its limit by more than one look: a loop that catches the program's own alarm."""
+        if self._seen[0] != index:
+            self._seen = index, spent
+        elif spent - self._seen[1] >= allowed:
+            raise Ruling("timeout", f"a call took more than {allowed:.3g} s of CPU time, and did not let go", index)
 
     def _end(self, role: str) -> Ended | None:
         """End a child, and leave its jail clean or discarded."""
@@ -398,7 +467,7 @@ class Run:
         if found is not None:
             self._ended[role] = found
             if role == "program":
-                self.cpu_seconds = found.cpu_seconds
+                self.cpu_seconds += found.cpu_seconds
         return found
 
     def _gone(self, role: str, otherwise: str) -> Ruling:
@@ -409,9 +478,8 @@ class Run:
             return ruling
         if ended is None:
             raise JailLost("the jail has ended")
-        limit = self._limits.cpu_seconds
-        if ended.signal in (signal.SIGXCPU, signal.SIGKILL) and ended.cpu_seconds >= limit * 0.9:
-            return Ruling("timeout", f"the run took more than {limit:.3g} s of CPU time")
+        if ended.signal in (signal.SIGXCPU, signal.SIGKILL) and ended.cpu_seconds >= self._allowed * 0.9:
+            return Ruling("timeout", f"the run took more than {self._limits.cpu_seconds:.3g} s of CPU time")
         if ended.signal == signal.SIGKILL:
             return Ruling("crash", otherwise)
         return Ruling("crash", ended.describe())
@@ -468,6 +536,18 @@ class Run:
             raise Ruling("fail", f"{call} returned a value that cannot be compared within the limits", index)
         got, expected = json.loads(answer)
         raise Ruling("fail", _printable(f"{call} returned {got}, expected {expected}"), index)
+
+
+def calls_from(first: int, tests: CallTests) -> CallTests:
+    """The calls from `first` on."""
+    if first == 0:
+        return tests
+    return replace(
+        tests,
+        inputs=values.encode(marshal.loads(tests.inputs)[first:]),
+        expected=tests.expected[first:],
+        call_cpu_seconds=tests.call_cpu_seconds[first:],
+    )
 
 
 def _status_of(builtin: str, errno: object = None) -> Status:

@@ -46,6 +46,9 @@ class CallTests:
     """Absolute tolerance; at 0 floats, and flat lists and tuples of floats, still have EvalPlus's 1e-6."""
     call_cpu_seconds: tuple[float, ...] = ()
     """CPU limit of each call; empty: the run's limit only."""
+    counts_all: bool = False
+    """Make every call, also behind one that failed, and count those that pass (`Verdict.num_tests`): for rewards. What
+    a call may use up of the run's limits is up to `call_cpu_seconds`; see `slot.Run.count`."""
 
     def __post_init__(self) -> None:
         if self.oracle not in ORACLES:
@@ -65,6 +68,7 @@ class CallTests:
         oracle: Oracle = "equal",
         atol: float = 0.0,
         call_cpu_seconds: Sequence[float] = (),
+        counts_all: bool = False,
     ) -> "CallTests":
         """From plain values: `CallTests.of("add", [(1, 2), (3, 4)], [3, 7])`.
 
@@ -81,6 +85,7 @@ class CallTests:
             oracle=oracle,
             atol=atol,
             call_cpu_seconds=tuple(call_cpu_seconds),
+            counts_all=counts_all,
         )
 
 
@@ -123,5 +128,7 @@ def digest_of(tests: Tests) -> str:
     """A hex digest of everything that a verdict depends on in the tests."""
     digest = hashlib.blake2b(type(tests).__name__.encode(), digest_size=16)
     for name in tests.__dataclass_fields__:
+        if name == "counts_all" and not getattr(tests, name):
+            continue  # so that verdicts that were kept before there was this field are still found
         digest.update(repr((name, getattr(tests, name))).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -56,10 +56,12 @@ class Verdict:
     """Which test failed and how, in the words a programmer would read; empty for a pass."""
 
     failed_test: int | None = None
-    """Index of the first failed call, where the tests are calls."""
+    """Index of the first failed call, where the tests are calls. Where all are counted: of the first that ended at a
+    limit or in a crash, if one did; the status and the message are then that call's."""
 
     num_tests: int = 0
-    """Tests that were run and passed, the failed one not counted."""
+    """Tests that were run and passed, the failed one not counted. Where all are counted (`CallTests.counts_all`): those
+    that passed, also behind a failed one."""
 
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0

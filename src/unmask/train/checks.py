@@ -9,8 +9,7 @@ from typing import Any
 from unmask.errors import CheckpointError, SettingsError
 from unmask.model.config import ModelConfig
 from unmask.train import state
-from unmask.train.settings import StageSettings, as_record, differences, with_defaults
-from unmask.train.sources import identity
+from unmask.train.settings import Stage, StageSettings, as_record, differences, with_defaults
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +51,8 @@ def check_blocks(stage: StageSettings, config: ModelConfig) -> None:
         )
 
 
-def checkpoint_to_resume(stage: StageSettings, folder: Path, *, resume: bool) -> Path | None:
-    """The newest checkpoint of the same stage on the same data; None where there is none yet."""
+def checkpoint_to_resume(stage: Stage, folder: Path, *, resume: bool) -> Path | None:
+    """The newest checkpoint of the same stage; None where there is none yet."""
     checkpoint = state.latest(folder / "checkpoints")
     if checkpoint is None:
         return None
@@ -63,16 +62,21 @@ def checkpoint_to_resume(stage: StageSettings, folder: Path, *, resume: bool) ->
             f"{folder} holds a run at step {meta.step}; go on with --resume, or begin anew in another --output"
         )
     _compare(checkpoint, meta.settings, stage, tuned=_TUNED)
-    changed = differences(dict(meta.data), dict(identity(stage.data.train))) if meta.data else []
-    if changed:
-        raise CheckpointError(
-            f"{checkpoint} was made with other data; the shards of {changed[0].partition(' ')[0]} have been built anew "
-            "since. Put the old ones back, or begin anew in another --output"
-        )
     return checkpoint
 
 
-def is_done(stage: StageSettings, folder: Path) -> bool:
+def check_data(checkpoint: Path, now: Mapping[str, str], *, what: str) -> None:
+    """Refuse a checkpoint that was made with other data under the same names."""
+    then = state.read_meta(checkpoint).data
+    changed = differences(dict(then), dict(now)) if then else []
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint} was made with other data; the {what} of {changed[0].partition(' ')[0]} have been built anew "
+            "since. Put the old ones back, or begin anew in another --output"
+        )
+
+
+def is_done(stage: Stage, folder: Path) -> bool:
     """Whether the stage has left its weights; CheckpointError when they were made with other settings."""
     if not (folder / "final" / "config.json").is_file():
         return False
@@ -86,8 +90,8 @@ def is_done(stage: StageSettings, folder: Path) -> bool:
     return True
 
 
-def _compare(made: Path, then: Mapping[str, Any], stage: StageSettings, *, tuned: tuple[tuple[str, ...], ...]) -> None:
-    defaults = as_record(StageSettings(name=stage.name))  # a setting that is newer than the checkpoint
+def _compare(made: Path, then: Mapping[str, Any], stage: Stage, *, tuned: tuple[tuple[str, ...], ...]) -> None:
+    defaults = as_record(type(stage)(name=stage.name))  # a setting that is newer than the checkpoint
     old, new = with_defaults(then, defaults), as_record(stage)
     for path in _FREE:
         old, new = _without(old, path), _without(new, path)

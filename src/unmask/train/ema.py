@@ -8,6 +8,9 @@ The warm decay d_n keeps the random start out: with a constant 0.999 half of the
 weights after 690 updates, with d_n the first are forgotten within tens. A bias correction (as in Adam) would do the
 same for an average that starts at zero, but its raw values could not be evaluated without the correction.
 
+A reference policy of reinforcement learning is such an average too, with `is_warm` false: it starts at weights that
+are to be kept.
+
 Only parameters that ask for a gradient are averaged. Sharded parameters are averaged shard by shard.
 """
 
@@ -26,10 +29,11 @@ from unmask.model.checkpoint import mismatches
 class Ema:
     """The average of a module's trainable parameters; create it after sharding, update it after each step."""
 
-    def __init__(self, module: nn.Module, *, decay: float = 0.999) -> None:
+    def __init__(self, module: nn.Module, *, decay: float = 0.999, is_warm: bool = True) -> None:
         if not 0 <= decay < 1:
             raise SettingsError(f"the EMA decay is {decay}; give 0 or more and less than 1, as in 0.999")
         self.decay = decay
+        self.is_warm = is_warm
         self.num_updates = 0
         self._module = module
         _reshard(module)  # while a group is gathered its module shows other parameter objects
@@ -42,7 +46,8 @@ class Ema:
         """Move the average towards the weights, once."""
         assert not self._is_swapped, "the average stands in the network; leave `swapped_in` before training on"
         self.num_updates += 1
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        warm = (1 + self.num_updates) / (10 + self.num_updates) if self.is_warm else 1.0
+        decay = min(self.decay, warm)
         for name, average in self._averages.items():
             average.lerp_(self._parameters[name].detach(), 1 - decay)
 

@@ -12,45 +12,24 @@ The state is the weights, the optimiser and the step. A stage leaves in its fold
     final/          a Hugging Face folder (or a PEFT adapter and the merged network), when it is done
 """
 
-import json
 import math
-import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unmask.diffusion.corrupt import stratified_levels
-from unmask.errors import NumericsError, SettingsError
-from unmask.model.backbone import Backbone
-from unmask.model.checkpoint import save_folder
-from unmask.model.lora import lora_layers, save_adapter
-from unmask.model.packed import multiplies_bfloat16
-from unmask.text.tokenizer import Tokenizer
+from unmask.errors import NumericsError
 from unmask.train import state
-from unmask.train.checks import check_blocks, check_rows, checkpoint_to_resume
-from unmask.train.ema import Ema
+from unmask.train.checks import check_blocks, check_data, check_rows, checkpoint_to_resume
 from unmask.train.heldout import heldout_loss
 from unmask.train.metrics import ConsoleSink, MetricsLog, matmul_peak, open_sinks, peak_memory
-from unmask.train.network import Network, build_network
-from unmask.train.optimiser import build_optimiser, set_lr
 from unmask.train.pace import Pace
-from unmask.train.parallel import (
-    World,
-    add_gradients,
-    add_up,
-    clip_gradients,
-    gather_objects,
-    loss_scale,
-    shard,
-    wait_for_all,
-)
+from unmask.train.parallel import World, add_up, gather_objects, loss_scale, wait_for_all
 from unmask.train.plan import model_flops
+from unmask.train.rig import Evaluator, Outcome, Rig, terminated, write_json
 from unmask.train.schedule import lr_factor
 from unmask.train.settings import StageSettings, as_record
 from unmask.train.sources import end_tokens, identity, open_mixture
@@ -58,33 +37,11 @@ from unmask.train.step import (
     LEVEL_BINS,
     STATISTICS,
     Batch,
-    Trainee,
     make_batch,
     samples_without_loss,
     share_of_rank,
     statistics,
 )
-
-
-class Evaluator(Protocol):
-    """Measures a plain network on the first rank: scores on tasks, a prompt's trajectory."""
-
-    def __call__(self, backbone: Backbone, tokenizer: Tokenizer, *, step: int, folder: Path) -> Mapping[str, float]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a stage ended."""
-
-    folder: Path
-    """The exported weights, when the stage is done."""
-
-    step: int
-    is_done: bool
-    """False when a SIGTERM ended it early; it goes on with --resume."""
-
-    last: Mapping[str, Any] = field(default_factory=dict)
-    """The last evaluation."""
 
 
 def train_stage(
@@ -105,12 +62,13 @@ def train_stage(
     checkpoint = checkpoint_to_resume(stage, folder, resume=resume)
     run = _Run(stage, folder, world=world, evaluator=evaluator, quiet=quiet)
     if checkpoint is not None:
+        check_data(checkpoint, run.data, what="shards")
         run.load(checkpoint)
     if world.is_first:  # at a resume too: what may be changed then has its last value here
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "settings.json", as_record(stage))
+        write_json(folder / "settings.json", as_record(stage))
     wait_for_all(world)
-    with _terminated() as is_terminated:
+    with terminated() as is_terminated:
         return run.go(is_terminated)
 
 
@@ -129,31 +87,14 @@ class _Run:
         self.stage, self.folder, self.world = stage, folder, world
         self.evaluator, self.quiet = evaluator, quiet
         self.has_evaluator = any(gather_objects(evaluator is not None, world))
-        self.network: Network = build_network(stage.model, kind=stage.loss.kind, lora=stage.lora, seed=stage.seed)
-        self.config = self.network.backbone.config
-        self.architecture = as_record(self.config) | {"lora": as_record(stage.lora)}
-        if stage.data.length > self.config.max_positions:
-            raise SettingsError(
-                f"data.length={stage.data.length} is longer than the network's context of {self.config.max_positions}; "
-                f"set data.length={self.config.max_positions} or less"
-            )
+        self.rig = Rig(stage, folder, kind=stage.loss.kind, world=world)
+        self.config, self.trainee = self.rig.config, self.rig.trainee
+        self.rig.check_length(stage.data.length, name="data.length")
         check_blocks(stage, self.config)
-        self.rows = open_mixture(stage.data.train, stage, self.network.tokenizer)
-        self.heldout = open_mixture(stage.data.heldout, stage, self.network.tokenizer) if stage.data.heldout else None
+        self.rows = open_mixture(stage.data.train, stage, self.rig.tokenizer)
+        self.heldout = open_mixture(stage.data.heldout, stage, self.rig.tokenizer) if stage.data.heldout else None
         self.data = identity(stage.data.train)
-        self.precision = _precision(stage.run.precision, world.device)
-        self.trainee = Trainee(self.network.backbone)
-        self.network.backbone.checkpoint_layers = stage.run.checkpoint_layers
-        if world.layout == "fsdp":
-            shard(self.trainee, self.network.backbone.layers, world)
-        else:
-            self.trainee.to(world.device)
-        if stage.run.compile:
-            for layer in self.network.backbone.layers:
-                layer.compile()
-        self.optimiser = build_optimiser(self.trainee, stage.optimiser)
-        self.ema = Ema(self.trainee, decay=stage.ema) if stage.ema is not None else None
-        self.trained = state.Trained(module=self.trainee, optimiser=self.optimiser, ema=self.ema)
+        self.trained = self.rig.trained()
         self.step = 0
         self.unlogged: Tensor | None = None
         self.owes_evaluation = False
@@ -186,27 +127,23 @@ class _Run:
         batches = list(self.batches(step))
         total = torch.tensor([sum(batch.denominator for batch in batches)], dtype=torch.float64)
         denominator = float(add_up(total.to(self.world.device), self.world)) or 1.0
-        set_lr(self.optimiser, lr_factor(self.stage.schedule, step))
+        self.rig.set_lr(step)
         found = None
         without: list[int] = []
         for batch in batches:
             batch = batch.to(self.world.device)
-            nll_M = self.trainee.nll(batch, precision=self.precision)
+            nll_M = self.trainee.nll(batch, precision=self.rig.precision)
             loss = (batch.weight_M * nll_M).sum() * (loss_scale(self.world) / denominator)
             loss.backward()  # type: ignore[no-untyped-call]
             sums = statistics(batch, nll_M)
             found = sums if found is None else found + sums
             without += samples_without_loss(batch, nll_M)
         assert found is not None
-        add_gradients(self.trainee, self.world)
-        norm = float(clip_gradients(self.trainee, self.stage.clip_norm))
+        norm = self.rig.gather_gradients()
         found = add_up(found, self.world).cpu()
         if not (math.isfinite(norm) and bool(found.isfinite().all())):
             self._stop_at_nan(step, without, norm)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        if self.ema is not None:
-            self.ema.update()
+        self.rig.update()
         return found, norm, float(found[0]) / denominator
 
     def _stop_at_nan(self, step: int, without: list[int], norm: float) -> None:
@@ -264,18 +201,18 @@ class _Run:
                 if log is not None and pace is not None:
                     log.write(self.step, {"loss": loss, "grad_norm": norm, **self._record(self.unlogged, pace)})
                 self.unlogged = None
-            stops = self._any_rank(is_terminated())
+            stops = self.rig.any_rank(is_terminated())
             self.owes_evaluation = is_last or (every > 0 and self.step % every == 0)
             if self.owes_evaluation and not stops:
                 self._evaluate(log)
-                stops = self._any_rank(is_terminated())
+                stops = self.rig.any_rank(is_terminated())
             if is_last or stops or self.step % stage.run.save_every == 0:
                 self.save()
             if stops and not is_last:
                 return Outcome(folder=self.folder, step=self.step, is_done=False, last=self.last)
             if pace is not None:
                 pace.go_on()
-        self.export()
+        self.rig.export()
         return Outcome(folder=self.folder / "final", step=self.step, is_done=True, last=self.last)
 
     def _evaluate(self, log: MetricsLog | None) -> None:
@@ -283,9 +220,6 @@ class _Run:
         self.owes_evaluation = False
         if log is not None and self.last:
             log.write(self.step, self.last)
-
-    def _any_rank(self, value: bool) -> bool:
-        return bool(add_up(torch.tensor(float(value), device=self.world.device), self.world))
 
     def _pace(self) -> Pace:
         stage, world = self.stage, self.world
@@ -295,7 +229,7 @@ class _Run:
             total_steps=stage.steps,
             tokens_per_step=stage.tokens_per_step,
             flops_per_token=flops.total,
-            peak=matmul_peak(world.device, self.precision) * world.size,
+            peak=matmul_peak(world.device, self.rig.precision) * world.size,
         )
 
     def _record(self, total: Tensor, pace: Pace) -> dict[str, Any]:
@@ -327,7 +261,7 @@ class _Run:
         """Held-out loss on all ranks, then tasks and trajectory on the first."""
         stage, settings = self.stage, self.stage.evaluation
         found: dict[str, float] = {}
-        with self.ema.swapped_in() if self.ema is not None else nullcontext():
+        with self.rig.averaged():
             if self.heldout is not None and settings.documents > 0:
                 found |= heldout_loss(
                     self.trainee,
@@ -337,102 +271,26 @@ class _Run:
                     num_rows=min(settings.documents, sum(source.num_rows for source in self.heldout.sources)),
                     samples=settings.samples,
                     micro_rows=stage.data.micro_rows,
-                    precision=self.precision,
+                    precision=self.rig.precision,
                     world=self.world,
                 )
             if self.has_evaluator:
-                plain = self.plain()
-                if plain is not None and self.evaluator is not None:
-                    plain.to(self.world.device)
-                    found |= self.evaluator(plain, self.network.tokenizer, step=self.step, folder=self.folder)
-                wait_for_all(self.world)
+                found |= self.rig.evaluate(self.evaluator, step=self.step)
         return found
-
-    def plain(self) -> Backbone | None:
-        """A copy of the network in one piece with adapters merged, on the first rank; None on the others."""
-        weights = state.whole_weights(self.trainee, self.world)
-        if not self.world.is_first:
-            return None
-        return _copy(self.network.backbone, weights)
 
     def save(self) -> None:
         meta = state.Meta(
             step=self.step,
             settings=as_record(self.stage),
-            architecture=self.architecture,
+            architecture=self.rig.architecture,
             data=self.data,
             owes_evaluation=self.owes_evaluation,
             unlogged=[] if self.unlogged is None else self.unlogged.tolist(),
         )
-        state.save(self.folder / "checkpoints", meta, self.trained, world=self.world, keep=self.stage.run.keep)
+        self.rig.save(meta, self.trained)
 
     def load(self, checkpoint: Path) -> None:
-        peaks = [group["initial_lr"] for group in self.optimiser.param_groups]
-        meta = state.load(checkpoint, self.trained, architecture=self.architecture)
-        for group, peak in zip(self.optimiser.param_groups, peaks, strict=True):
-            group["initial_lr"] = peak  # the settings', which may have been changed
+        meta = self.rig.load(checkpoint, self.trained)
         self.step = meta.step
         self.owes_evaluation = meta.owes_evaluation
         self.unlogged = torch.tensor(meta.unlogged, dtype=torch.float64) if meta.unlogged else None
-
-    def export(self) -> None:
-        """Write `final/`: the network, its tokenizer, and the adapter where there is one."""
-        final = self.folder / "final"
-        with self.ema.swapped_in() if self.ema is not None else nullcontext():
-            if self.stage.lora is not None:
-                adapter = self.folder / "adapter"
-                save_adapter(self.network.backbone, adapter, self.stage.lora, base_name=self.network.source)
-            plain = self.plain()
-        if plain is not None:
-            final.mkdir(parents=True, exist_ok=True)
-            self.network.tokenizer.save(final)
-            save_folder(plain, final)
-        wait_for_all(self.world)
-
-
-def _copy(backbone: Backbone, weights: Mapping[str, Tensor]) -> Backbone:
-    """A network of its own with these weights (`Trainee` names them), adapters merged."""
-    with torch.device("meta"):
-        out = Backbone(backbone.config)
-    adapted = {name: module.scale for name, module in lora_layers(backbone)}
-    for name, _ in list(out.named_parameters()):
-        values = weights[f"backbone.{name}"].detach()
-        owner, _, last = name.rpartition(".")
-        if owner in adapted and last == "weight":
-            A, B = (weights[f"backbone.{owner}.lora_{side}.weight"].detach().float() for side in "AB")
-            values = torch.add(values.float(), B @ A, alpha=adapted[owner]).to(values.dtype)
-        setattr(out.get_submodule(owner), last, nn.Parameter(values.cpu().clone(), requires_grad=False))
-    if backbone.config.tie_embeddings:
-        out.lm_head.weight = out.embed_tokens.weight
-    return out.eval()
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
-
-
-@contextmanager
-def _terminated() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM has come: the loop then saves and ends in order."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, note)
-    except ValueError:  # not in the main thread
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(received)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _write_json(path: Path, record: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -16,7 +16,7 @@ and messages between devices come on top (10 to 20 % in practice).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -59,8 +59,9 @@ class Memory:
     gradients: int
     optimiser: int
     ema: int
+    """The moving average, and the reference policy of reinforcement learning."""
     working_weights: int
-    """Gathered from the other devices, or cast to bfloat16, while they are used."""
+    """Gathered from the other devices, or cast to bfloat16, while they are used; the copy that writes answers."""
     activations: int
     logits: int
 
@@ -84,10 +85,16 @@ class Plan:
     peak: float
     """FLOP/s of one device."""
 
+    decoding_flops: float = 0.0
+    """Of writing the answers, in reinforcement learning."""
+
+    scoring_flops: float = 0.0
+    """Of scoring them under the old policy and the reference, forward only."""
+
     @property
     def flops(self) -> float:
         """Of the whole run."""
-        return self.tokens * self.flops_per_token.total
+        return self.tokens * self.flops_per_token.total + self.decoding_flops + self.scoring_flops
 
     @property
     def seconds(self) -> float:
@@ -141,6 +148,64 @@ def make_plan(
         devices=devices,
         mfu=mfu,
         peak=peak,
+    )
+
+
+def make_grpo_plan(
+    config: ModelConfig,
+    *,
+    prompt_tokens: int,
+    max_new_tokens: int,
+    forwards: int,
+    answers: int,
+    micro_answers: int,
+    views: int,
+    iterations: int,
+    steps: int,
+    has_reference: bool,
+    devices: int = 1,
+    is_sharded: bool = True,
+    lora: LoraSettings | None = None,
+    optimiser: Literal["adamw", "muon"] = "adamw",
+    ema: bool = False,
+    bfloat16: bool = True,
+    checkpoint_layers: bool = False,
+    mfu: float = 0.4,
+    peak: float = PEAKS["h100"],
+) -> Plan:
+    """The plan of a stage of reinforcement learning, with prompts of `prompt_tokens` and answers that fill their room.
+
+    A phase writes `answers` answers in `forwards` forwards each, which compute the whole row, and learns from them in
+    `iterations` steps of `views` rows per answer. Answers that end early, and groups without spread, make it cheaper.
+    """
+    length = prompt_tokens + max_new_tokens
+    share = max_new_tokens / length
+    plan = make_plan(
+        config,
+        length=length,
+        rows=answers * views,
+        micro_rows=micro_answers * views,
+        steps=steps,
+        devices=devices,
+        is_sharded=is_sharded,
+        lora=lora,
+        optimiser=optimiser,
+        ema=ema or has_reference,
+        bfloat16=bfloat16,
+        checkpoint_layers=checkpoint_layers,
+        masked_share=share,
+        mfu=mfu,
+        peak=peak,
+    )
+    phases = -(-steps // iterations)
+    only_forward = (1 - 1 / iterations) + has_reference  # the old policy in all iterations but the first
+    copy = (2 if bfloat16 else 4) * plan.parameters.total
+    average = plan.memory.ema * (2 if ema and has_reference else 1)
+    return replace(
+        plan,
+        decoding_flops=phases * answers * forwards * length * plan.flops_per_token.forward / _copies(config) ** 2,
+        scoring_flops=plan.tokens * only_forward * plan.flops_per_token.forward,
+        memory=replace(plan.memory, ema=average, working_weights=plan.memory.working_weights + copy),
     )
 
 
@@ -241,16 +306,18 @@ def render(plan: Plan) -> str:
         "weights": memory.weights,
         "gradients": memory.gradients,
         "optimiser": memory.optimiser,
-        "average (EMA)": memory.ema,
+        "averages": memory.ema,
         "weights in use": memory.working_weights,
         "activations": memory.activations,
         "logits": memory.logits,
     }
+    shares = {"writing answers": plan.decoding_flops, "other scoring": plan.scoring_flops}
     rows = [
         ("parameters", f"{_scaled(counted.total)}, of which trained {_scaled(counted.trainable)}"),
         ("steps", f"{plan.steps:,} of {_scaled(plan.tokens / plan.steps)} tokens"),
         ("tokens", _scaled(plan.tokens)),
         ("FLOPs", f"{plan.flops:.2e}, or {_scaled(plan.flops_per_token.total)} per token"),
+        *((f"  {name}", f"{flops / plan.flops:.0%} of them") for name, flops in shares.items() if flops),
         ("memory", f"{_bytes(memory.total)}{is_shared}"),
         *((f"  {name}", _bytes(size)) for name, size in parts.items() if size),
         ("time", f"{_duration(plan.seconds)} at {_pace(plan)}"),

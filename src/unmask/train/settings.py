@@ -53,12 +53,12 @@ class ModelSettings:
     """Give the mask token's embedding row a fresh start (its norm is that of a usual row): for the first adaptation."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             (self.attention == "block") == (self.block_length is not None),
             f"model.attention={self.attention} and model.block_length={self.block_length}: block attention, and only "
             "it, has a block length; set both, as in model.attention=block and model.block_length=4, or neither",
         )
-        _require(
+        require(
             self.block_length is None or self.block_length >= 1,
             f"model.block_length={self.block_length} is not a length; it must be at least 1",
         )
@@ -85,8 +85,8 @@ class SourceSettings:
     """Pairs: what happens to one that is longer than a row."""
 
     def __post_init__(self) -> None:
-        _require(self.parts >= 1, f"parts={self.parts} of {self.path} is not a share; it must be at least 1")
-        _require(self.end_tokens >= 0, f"end_tokens={self.end_tokens} is not a count; it must be at least 0")
+        require(self.parts >= 1, f"parts={self.parts} of {self.path} is not a share; it must be at least 1")
+        require(self.end_tokens >= 0, f"end_tokens={self.end_tokens} is not a count; it must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +106,8 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         for name in ("length", "rows", "micro_rows"):
-            _require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)} must be at least 1")
-        _require(self.length >= 2, "data.length=1 leaves nothing to predict; it must be at least 2")
+            require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)} must be at least 1")
+        require(self.length >= 2, "data.length=1 leaves nothing to predict; it must be at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,23 +127,23 @@ class LossSettings:
     def __post_init__(self) -> None:
         for name in ("anneal_steps", "t_warmup_steps"):
             steps = getattr(self, name)
-            _require(steps >= 0, f"loss.{name}={steps} is not a number of steps; it must be at least 0")
-            _require(
+            require(steps >= 0, f"loss.{name}={steps} is not a number of steps; it must be at least 0")
+            require(
                 steps == 0 or self.kind == "diffusion",
                 f"loss.{name}={steps} has no effect on an autoregressive loss; set it to 0, or loss.kind=diffusion",
             )
         is_autoregressive = self.kind == "autoregressive"
-        _require(
+        require(
             not (is_autoregressive and self.corruption.pairs),
             "loss.corruption.pairs masks a row in two complementary ways, and an autoregressive loss masks nothing: it "
             "would read each row twice; set it to false, or loss.kind=diffusion",
         )
-        _require(
+        require(
             not (is_autoregressive and self.objective.weight == "cart"),
             "loss.objective.weight=cart counts visible neighbours, and an autoregressive loss predicts every token; "
             "set it to none, or loss.kind=diffusion",
         )
-        _require(
+        require(
             not (self.corruption.pairs and self.t_warmup_steps),
             "loss.corruption.pairs and loss.t_warmup_steps contradict each other: the complement of little noise is "
             "much; set one of them to false or 0",
@@ -183,7 +183,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         for name in ("save_every", "keep", "log_every", "timeout_seconds"):
-            _require(getattr(self, name) >= 1, f"run.{name}={getattr(self, name)} must be at least 1")
+            require(getattr(self, name) >= 1, f"run.{name}={getattr(self, name)} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,13 +214,13 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         for name, least in (("every", 0), ("documents", 0), ("samples", 1), ("num_tasks", 1), ("max_new_tokens", 1)):
             given = getattr(self, name)
-            _require(given >= least, f"evaluation.{name}={given} must be at least {least}")
-        _require(self.temperature >= 0, f"evaluation.temperature={self.temperature} must be at least 0")
+            require(given >= least, f"evaluation.{name}={given} must be at least {least}")
+        require(self.temperature >= 0, f"evaluation.temperature={self.temperature} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageSettings:
-    """One stage of a recipe."""
+class Stage:
+    """What every stage has, whatever its loop."""
 
     name: str
     note: str = ""
@@ -228,8 +228,6 @@ class StageSettings:
 
     seed: int = 0
     model: ModelSettings = field(default_factory=ModelSettings)
-    data: DataSettings = field(default_factory=DataSettings)
-    loss: LossSettings = field(default_factory=LossSettings)
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     schedule: Schedule = field(default_factory=Schedule)
     lora: LoraSettings | None = None
@@ -241,18 +239,29 @@ class StageSettings:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def __post_init__(self) -> None:
-        _require(self.clip_norm > 0, f"clip_norm={self.clip_norm} would stop all learning; it must be above 0")
-        _require(
-            not (self.loss.corruption.pairs and self.data.rows % 2),
-            f"loss.corruption.pairs needs an even data.rows, and it is {self.data.rows}; set {self.data.rows + 1}",
-        )
+        require(self.clip_norm > 0, f"clip_norm={self.clip_norm} would stop all learning; it must be above 0")
         if self.ema is not None:
-            _require(0 < self.ema < 1, f"ema={self.ema} is not a decay; it lies between 0 and 1, as in 0.999")
+            require(0 < self.ema < 1, f"ema={self.ema} is not a decay; it lies between 0 and 1, as in 0.999")
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the stage."""
         return self.schedule.total_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings(Stage):
+    """One stage that learns from texts: adaptation, mid-training, instruction tuning."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not (self.loss.corruption.pairs and self.data.rows % 2),
+            f"loss.corruption.pairs needs an even data.rows, and it is {self.data.rows}; set {self.data.rows + 1}",
+        )
 
     @property
     def tokens_per_step(self) -> int:
@@ -269,11 +278,11 @@ class Recipe:
     needs: str
     """Hardware, data and time, for a reader who decides whether to start."""
 
-    stages: tuple[StageSettings, ...]
+    stages: tuple[Stage, ...]
     prepare: Callable[[Path, Callable[[str], None]], None] | None = None
     """Makes the data under the run's folder where it is absent; None: the data is the user's to bring."""
 
-    def stage(self, name: str) -> StageSettings:
+    def stage(self, name: str) -> Stage:
         """The stage of that name."""
         for stage in self.stages:
             if stage.name == name:
@@ -458,6 +467,7 @@ def _default(kind: Any) -> Any:
         return None
 
 
-def _require(holds: bool, message: str) -> None:
+def require(holds: bool, message: str) -> None:
+    """Raise SettingsError with the message unless the condition holds."""
     if not holds:
         raise SettingsError(message)

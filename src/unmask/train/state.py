@@ -13,7 +13,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,6 +64,9 @@ class Meta:
     unlogged: Sequence[float] = ()
     """The sums over the steps since the last line of metrics: the next line is to count them too."""
 
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What else a loop has to remember, as plain JSON values."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -71,7 +74,12 @@ class Trained:
 
     module: nn.Module
     optimiser: torch.optim.Optimizer
-    ema: Ema | None = None
+    averages: Mapping[str, Ema] = field(default_factory=dict)
+    """Other weights of the same shape: a moving average, a reference policy."""
+
+
+Writer = Callable[[Path], None]
+"""Writes files of its own into a folder."""
 
 
 def latest(folder: Path) -> Path | None:
@@ -96,6 +104,7 @@ def read_meta(checkpoint: Path) -> Meta:
             data=record.get("data", {}),
             owes_evaluation=bool(record.get("owes_evaluation", False)),
             unlogged=record.get("unlogged", ()),
+            notes=record.get("notes", {}),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -103,8 +112,11 @@ def read_meta(checkpoint: Path) -> Meta:
         ) from None
 
 
-def save(folder: Path, meta: Meta, trained: Trained, *, world: World, keep: int) -> Path:
-    """Write a checkpoint and drop the oldest beyond `keep`. Raises CheckpointError, with the others still valid."""
+def save(folder: Path, meta: Meta, trained: Trained, *, world: World, keep: int, write: Writer | None = None) -> Path:
+    """Write a checkpoint and drop the oldest beyond `keep`. Raises CheckpointError, with the others still valid.
+
+    `write` adds the first rank's own files to it.
+    """
     target = folder / f"step-{meta.step:08d}"
     partial = folder / f".{target.name}.partial"
     _agree(_made_room(folder, partial) if world.is_first else "", target, partial, world)
@@ -113,6 +125,8 @@ def save(folder: Path, meta: Meta, trained: Trained, *, world: World, keep: int)
         with _alone_or_together() as no_dist:
             state_dict_saver.save(_state(trained), checkpoint_id=partial, no_dist=no_dist)
         if world.is_first:
+            if write is not None:
+                write(partial)
             _write_meta(partial / _META, meta)
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
@@ -148,8 +162,8 @@ def load(checkpoint: Path, trained: Trained, *, architecture: Mapping[str, Any])
         trained.module, state["model"], options=StateDictOptions(strict=False, ignore_frozen_params=True)
     )
     set_optimizer_state_dict(trained.module, trained.optimiser, state["optimiser"], options=_TRAINED)
-    if trained.ema is not None:
-        trained.ema.load_state_dict(state["ema"])
+    for name, average in trained.averages.items():
+        average.load_state_dict(state[name])
     return meta
 
 
@@ -158,6 +172,14 @@ def whole_weights(module: nn.Module, world: World) -> dict[str, Tensor]:
     if not isinstance(module, FSDPModule):
         return {name: value.detach() for name, value in module.state_dict().items()} if world.is_first else {}
     whole = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {name: value for name, value in whole.items() if isinstance(value, Tensor)}
+
+
+def weights_everywhere(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter, gathered from the shards on every rank, where the module lives."""
+    if not isinstance(module, FSDPModule):
+        return {name: value.detach() for name, value in module.state_dict().items()}
+    whole = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
     return {name: value for name, value in whole.items() if isinstance(value, Tensor)}
 
 
@@ -209,9 +231,7 @@ def _state(trained: Trained) -> dict[str, Any]:
         "model": get_model_state_dict(trained.module, options=_TRAINED),
         "optimiser": get_optimizer_state_dict(trained.module, trained.optimiser, options=_TRAINED),
     }
-    if trained.ema is not None:
-        state["ema"] = trained.ema.state_dict()
-    return state
+    return state | {name: average.state_dict() for name, average in trained.averages.items()}
 
 
 @contextmanager
@@ -235,6 +255,7 @@ def _write_meta(path: Path, meta: Meta) -> None:
         "data": dict(meta.data),
         "owes_evaluation": meta.owes_evaluation,
         "unlogged": list(meta.unlogged),
+        "notes": dict(meta.notes),
         "torch": torch.__version__,
     }
     with path.open("w", encoding="utf-8") as file:

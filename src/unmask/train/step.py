@@ -29,7 +29,7 @@ from unmask.model.attention import annealed_mask, as_bias, block_training_mask, 
 from unmask.model.backbone import Backbone
 from unmask.model.config import ModelConfig
 from unmask.train.schedule import ramp
-from unmask.train.settings import LossSettings
+from unmask.train.settings import Kind, LossSettings
 
 if TYPE_CHECKING:
     from unmask.data.rows import Rows
@@ -172,10 +172,11 @@ class Trainee(nn.Module):
         row_M: Int[Tensor, " M"],
         column_M: Int[Tensor, " M"],
         target_M: Int[Tensor, " M"],
+        temperature: float = 1.0,
     ) -> Float[Tensor, " M"]:
-        hidden_BTD = self.backbone(ids_BT, positions_BT, attn_mask=attn_mask)
+        hidden_MD = self.backbone(ids_BT, positions_BT, attn_mask=attn_mask)[row_M, column_M]
         return linear_cross_entropy(
-            hidden_BTD[row_M, column_M],
+            hidden_MD if temperature == 1 else hidden_MD / temperature,  # the head is linear: it divides the logits
             self.backbone.lm_head.weight,
             target_M,
             forbidden_id=self.backbone.config.mask_id,
@@ -187,7 +188,7 @@ class Trainee(nn.Module):
             out: Tensor = self(
                 batch.ids_BT,
                 batch.positions_BT,
-                _mask(batch.sight, precision),
+                mask_of(batch.sight, precision),
                 batch.row_M,
                 batch.column_M,
                 batch.target_M,
@@ -195,7 +196,7 @@ class Trainee(nn.Module):
         return out
 
 
-def _mask(sight: Sight, precision: torch.dtype) -> Tensor | None:
+def mask_of(sight: Sight, precision: torch.dtype) -> Tensor | None:
     """The mask; as numbers where the network attends by products (`model/attention.py`)."""
     mask = sight.mask()
     is_small = sight.document_BL.device.type == "cpu" and precision is torch.bfloat16
@@ -277,26 +278,15 @@ def _assemble(
     denominator: float,
     num_maskable: int,
 ) -> Batch:
-    position_BL = document_positions(document_BL)
-    row_M, place_M = corrupted.is_masked_BL.nonzero(as_tuple=True)
-    column_M = place_M - 1 if config.shift_logits else place_M
-    inputs_BL = ids_BL
-    if loss.kind == "diffusion":
-        assert config.mask_id is not None
-        inputs_BL = ids_BL.masked_fill(corrupted.is_masked_BL, config.mask_id)
-    if config.attention == "block" and loss.kind == "diffusion":
-        assert config.block_length is not None
-        is_first_M = position_BL[row_M, place_M] % config.block_length == 0
-        if config.shift_logits:
-            column_M = torch.where(is_first_M, column_M + ids_BL.shape[1], column_M)
-        inputs_BL, position_BL = torch.cat((inputs_BL, ids_BL), -1), torch.cat((position_BL, position_BL), -1)
+    inputs = lay_out(ids_BL, document_BL, corrupted.is_masked_BL, corrupted.is_masked_BL, config=config, kind=loss.kind)
+    row_M, place_M = inputs.row_M, inputs.place_M
     return Batch(
-        ids_BT=inputs_BL,
-        positions_BT=position_BL,
+        ids_BT=inputs.ids_BT,
+        positions_BT=inputs.positions_BT,
         sight=_sight(document_BL, loss=loss, config=config, seed=seed, step=step),
         row_M=row_M,
-        column_M=column_M,
-        target_M=ids_BL[row_M, place_M],
+        column_M=inputs.column_M,
+        target_M=inputs.target_M,
         weight_M=weight_BL[row_M, place_M].float(),
         elbo_weight_M=corrupted.loss_weight_BL[row_M, place_M].float(),
         level_M=corrupted.mask_probability_BL[row_M, place_M].float(),
@@ -304,6 +294,55 @@ def _assemble(
         index_B=index_B,
         denominator=denominator,
         num_maskable=num_maskable,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What the network is given of some rows, and where it says what."""
+
+    ids_BT: Int[Tensor, "B T"]
+    positions_BT: Int[Tensor, "B T"]
+    row_M: Int[Tensor, " M"]
+    place_M: Int[Tensor, " M"]
+    """Where each predicted token stands in its row."""
+
+    column_M: Int[Tensor, " M"]
+    """Where the hidden state stands that predicts it."""
+
+    target_M: Int[Tensor, " M"]
+
+
+def lay_out(
+    ids_BL: Int[Tensor, "B L"],
+    document_BL: Int[Tensor, "B L"],
+    is_masked_BL: Bool[Tensor, "B L"],
+    is_predicted_BL: Bool[Tensor, "B L"],
+    *,
+    config: ModelConfig,
+    kind: Kind = "diffusion",
+) -> Inputs:
+    """Rows in which some tokens are hidden and some (of those) are predicted, as the network takes them."""
+    position_BL = document_positions(document_BL)
+    row_M, place_M = is_predicted_BL.nonzero(as_tuple=True)
+    column_M = place_M - 1 if config.shift_logits else place_M
+    inputs_BL = ids_BL
+    if kind == "diffusion":
+        assert config.mask_id is not None
+        inputs_BL = ids_BL.masked_fill(is_masked_BL, config.mask_id)
+    if config.attention == "block" and kind == "diffusion":
+        assert config.block_length is not None
+        is_first_M = position_BL[row_M, place_M] % config.block_length == 0
+        if config.shift_logits:
+            column_M = torch.where(is_first_M, column_M + ids_BL.shape[1], column_M)
+        inputs_BL, position_BL = torch.cat((inputs_BL, ids_BL), -1), torch.cat((position_BL, position_BL), -1)
+    return Inputs(
+        ids_BT=inputs_BL,
+        positions_BT=position_BL,
+        row_M=row_M,
+        place_M=place_M,
+        column_M=column_M,
+        target_M=ids_BL[row_M, place_M],
     )
 
 

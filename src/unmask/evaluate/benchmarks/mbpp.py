@@ -5,13 +5,12 @@ docstring with the sentence and one assert, which is the only place where the fu
 tests are not part of its score.
 """
 
-import ast
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from unmask.data.files import read_json, read_jsonl
-from unmask.data.jsonl import LIMITS, assert_tests, parse
+from unmask.data.jsonl import LIMITS, assert_tests, called_function, imports_of_tests
 from unmask.data.task import Task
 from unmask.evaluate.benchmarks.answers import Calls, Unanswered
 from unmask.evaluate.benchmarks.definition import Definition, Version
@@ -32,8 +31,8 @@ def _task(row: dict[str, Any], *, text: str, opening: str = "", imports: Sequenc
     """`opening` are statements before the asserts that use the program's own classes, so they are part of the tests."""
     code = row["code"].replace("\r\n", "\n")
     test_list = [*opening.replace("\r\n", "\n").splitlines(), *row["test_list"]]
-    entry_point = _entry_point(code, row["test_list"])
-    setup = "".join(f"{line}\n" for line in dict.fromkeys([*imports, *_imports_of_tests(code, row["test_list"])]))
+    entry_point = called_function(row["test_list"], code)
+    setup = "".join(f"{line}\n" for line in dict.fromkeys([*imports, *imports_of_tests(code, row["test_list"])]))
     return Task(
         task_id=f"Mbpp/{row['task_id']}",
         prompt=f'"""\n{text}\n{row["test_list"][0]}\n"""\n',
@@ -44,23 +43,6 @@ def _task(row: dict[str, Any], *, text: str, opening: str = "", imports: Sequenc
         tests={"base": assert_tests(test_list, entry_point=entry_point, setup=setup)},
         limits=LIMITS,
     )
-
-
-def _entry_point(code: str, test_list: Sequence[str]) -> str:
-    """The first function of the reference that the asserts call: MBPP names it nowhere else."""
-    defined = {node.name for node in parse(code).body if isinstance(node, ast.FunctionDef)}
-    calls = (node for node in ast.walk(parse("\n".join(test_list))) if isinstance(node, ast.Call))
-    return next(call.func.id for call in calls if isinstance(call.func, ast.Name) and call.func.id in defined)
-
-
-def _imports_of_tests(code: str, test_list: Sequence[str]) -> list[str]:
-    """Imports of the reference on which the asserts rely (596 asks `sys.getsizeof`).
-
-    Left to the program, such a module would be one that the program hands out.
-    """
-    used = {node.id for node in ast.walk(parse("\n".join(test_list))) if isinstance(node, ast.Name)}
-    imports = (node for node in parse(code).body if isinstance(node, ast.Import | ast.ImportFrom))
-    return [ast.unparse(node) for node in imports if used & {name.asname or name.name for name in node.names}]
 
 
 # MBPP+

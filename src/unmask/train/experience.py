@@ -1,0 +1,141 @@
+"""What a rollout phase brought: answers, their rewards, and what they are worth.
+
+Every rank holds all of it, since ids are few, and scores its own share of the answers. So counts are global without
+asking, and a checkpoint in the middle of the inner iterations loads at any number of processes.
+
+Letters: N answers, P prompts, G answers of each, L columns.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unmask.diffusion.policy_gradient import advantages, has_spread
+from unmask.errors import CheckpointError
+from unmask.train.grpo_settings import GrpoStage
+from unmask.train.prompts import Prompts
+from unmask.train.rollout import Rollout, load_rollouts, save_rollouts
+
+_ROLLOUTS, _REWARDS, _SCORES = "rollouts.jsonl", "rewards.json", "old_scores.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The rewards of some answers, in their order."""
+
+    totals: tuple[float | None, ...]
+    """Weighted sums; None where an answer could not be judged, which leaves its group."""
+
+    by_function: Mapping[str, tuple[float | None, ...]]
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    """How the programs ended, counted."""
+
+
+@dataclass(kw_only=True)
+class Experience:
+    """One rollout phase."""
+
+    number: int
+    """Of the phase, from 0."""
+
+    rollouts: tuple[Rollout, ...]
+    """Prompt by prompt, `num_generations` of each."""
+
+    judged: Judged
+    advantage_N: Tensor
+    has_spread_P: Tensor
+    is_counted_N: Tensor
+    """Answers that are in the loss."""
+
+    old_scores: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """(inner iteration, answer) → the scores of its tokens under the policy that wrote it, for the answers of this
+    rank; those of the first iteration are the policy's own, at the time."""
+
+    @property
+    def reward_N(self) -> Tensor:
+        """Rewards; NaN where there is none."""
+        return torch.tensor([math.nan if total is None else total for total in self.judged.totals])
+
+    def rows_of_rank(self, *, rank: int, size: int) -> list[int]:
+        """Which answers a rank scores: every `size`-th of those that count, in the order of their lengths, so that
+        ranks and micro-batches have about equal work."""
+        counted = [number for number, counts in enumerate(self.is_counted_N.tolist()) if counts]
+        return sorted(counted, key=lambda n: (self.length(n), n))[rank::size]
+
+    def num_rows(self, *, size: int) -> int:
+        """The most answers that a rank scores; what others are short of, they fill with answers of no weight."""
+        return -(-int(self.is_counted_N.sum()) // size)
+
+    def length(self, number: int) -> int:
+        """Columns of an answer's row up to its end."""
+        rollout = self.rollouts[number]
+        return len(rollout.prompt_ids) + len(rollout.answer_ids)
+
+
+def weigh(number: int, rollouts: Sequence[Rollout], judged: Judged, stage: GrpoStage) -> Experience:
+    """Advantages of the answers of one phase, and which of them count."""
+    shape = (-1, stage.rollout.num_generations)
+    is_valid_PG = torch.tensor([total is not None for total in judged.totals]).view(shape)
+    reward_PG = torch.tensor([total or 0.0 for total in judged.totals], dtype=torch.float64).view(shape)
+    advantage_PG = advantages(reward_PG, is_valid_PG, baseline=stage.policy.baseline, scale=stage.policy.scale)
+    has_spread_P = has_spread(reward_PG, is_valid_PG)
+    is_counted_N = is_valid_PG.flatten().clone()
+    if stage.policy.no_spread != "keep":
+        is_counted_N &= has_spread_P.repeat_interleave(stage.rollout.num_generations)
+    if stage.policy.mask_truncated:
+        is_counted_N &= torch.tensor([rollout.has_ended for rollout in rollouts])
+    return Experience(
+        number=number,
+        rollouts=tuple(rollouts),
+        judged=judged,
+        advantage_N=advantage_PG.flatten().float(),
+        has_spread_P=has_spread_P,
+        is_counted_N=is_counted_N,
+    )
+
+
+# As files of a checkpoint
+
+
+def save_experience(folder: Path, experience: Experience) -> None:
+    """Write what a resume in the middle of the inner iterations needs; `old_scores` must hold those of all ranks."""
+    save_rollouts(folder / _ROLLOUTS, experience.rollouts)
+    judged = experience.judged
+    record = {
+        "number": experience.number,
+        "totals": judged.totals,
+        "by_function": {name: list(values) for name, values in judged.by_function.items()},
+        "outcomes": dict(judged.outcomes),
+    }
+    (folder / _REWARDS).write_text(json.dumps(record), encoding="utf-8")
+    scores = {f"{iteration}/{answer}": value for (iteration, answer), value in experience.old_scores.items()}
+    save_file({name: value.contiguous().cpu() for name, value in scores.items()}, folder / _SCORES)
+
+
+def load_experience(folder: Path, prompts: Prompts, stage: GrpoStage) -> Experience | None:
+    """What `save_experience` wrote; None where the checkpoint stands between two phases."""
+    if not (folder / _REWARDS).is_file():
+        return None
+    try:
+        record = json.loads((folder / _REWARDS).read_text(encoding="utf-8"))
+        judged = Judged(
+            totals=tuple(record["totals"]),
+            by_function={name: tuple(values) for name, values in record["by_function"].items()},
+            outcomes=record["outcomes"],
+        )
+        scores = load_file(folder / _SCORES)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder} is damaged ({error}); delete it, and the one before it is resumed from"
+        ) from None
+    experience = weigh(record["number"], load_rollouts(folder / _ROLLOUTS, prompts), judged, stage)
+    for name, value in scores.items():
+        iteration, _, answer = name.partition("/")
+        experience.old_scores[int(iteration), int(answer)] = value
+    return experience

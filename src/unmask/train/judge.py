@@ -1,0 +1,48 @@
+"""Answers to rewards: the reward functions of a stage, called as TRL calls them, on what the policy wrote."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unmask.reward.combine import combine
+from unmask.reward.settings import RewardSettings, open_rewards
+from unmask.sandbox.job import Executor
+from unmask.train.experience import Judged
+from unmask.train.rollout import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """What reward functions are told of the run, under TRL's name."""
+
+    global_step: int
+
+
+class RewardJudge:
+    """Judges answers; identical programs of a task are run once."""
+
+    def __init__(self, settings: RewardSettings, executor: Executor) -> None:
+        self._functions = open_rewards(settings, executor)
+
+    def __call__(self, rollouts: Sequence[Rollout], *, step: int) -> Judged:
+        """The rewards, in order. Raises what `combine` raises."""
+        texts = [rollout.text for rollout in rollouts]
+        is_chat = [rollout.item.rendered.is_chat for rollout in rollouts]
+        rewards = combine(
+            self._functions,
+            [rollout.item.prompt for rollout in rollouts],
+            [
+                [{"role": "assistant", "content": text}] if chat else text
+                for text, chat in zip(texts, is_chat, strict=True)
+            ],
+            {
+                "task": [rollout.item.task for rollout in rollouts],
+                "task_id": [rollout.item.task.task_id for rollout in rollouts],
+                "completion_ids": [list(rollout.answer_ids) for rollout in rollouts],
+            },
+            trainer_state=TrainerState(global_step=step),
+        )
+        return Judged(
+            totals=tuple(rewards.total_N),
+            by_function={name: tuple(values) for name, values in rewards.by_function.items()},
+            outcomes=dict(rewards.outcomes),
+        )

@@ -1,0 +1,541 @@
+"""Reinforcement learning in small: a random network of two layers learns what a reward function asks for."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from unmask.decode.session import Model
+from unmask.diffusion.rl_settings import Estimator
+from unmask.errors import CheckpointError, NumericsError, SandboxError, SettingsError, TaskError
+from unmask.reward.settings import RewardSettings
+from unmask.sandbox.job import Job as Program
+from unmask.sandbox.verdict import Verdict
+from unmask.text.tokenizer import Tokenizer
+from unmask.train import grpo, state
+from unmask.train.grpo import _Run, train_grpo
+from unmask.train.grpo_settings import GrpoStage, GuardSettings, PolicySettings
+from unmask.train.metrics import CLOCK, read_metrics
+from unmask.train.optimiser import OptimiserSettings
+from unmask.train.parallel import World
+from unmask.train.prompts import PromptSettings
+from unmask.train.rig import Outcome
+from unmask.train.rollout import LocalRollouts, Request, Rollout, RolloutSettings
+from unmask.train.schedule import Schedule
+from unmask.train.settings import EvaluationSettings, ModelSettings, RunSettings
+
+from training_runs import LORA, SHAPE, assert_same_bits, kill, start, together, wait, weights
+
+REWARDS = '''
+calls = []
+
+def low_ids(completion_ids, **columns):
+    """The share of an answer's ids below 100: about 0.4 for a random network."""
+    return [sum(i < 100 for i in ids) / len(ids) for ids in completion_ids]
+
+def same(completions, **columns):
+    return [1.0] * len(completions)
+
+def half_known(completion_ids, **columns):
+    """Every other answer cannot be judged."""
+    return [float("nan") if n % 2 else sum(i < 100 for i in ids) / len(ids) for n, ids in enumerate(completion_ids)]
+
+def all_lost(completions, **columns):
+    return [float("nan")] * len(completions)
+
+def falling(completion_ids, trainer_state, **columns):
+    rewards = low_ids(completion_ids)
+    return [reward / (1 + trainer_state.global_step) ** 2 for reward in rewards]
+
+def breaks_at_four(completion_ids, trainer_state, **columns):
+    if trainer_state.global_step >= 4:
+        raise RuntimeError("no more today")
+    return low_ids(completion_ids)
+'''
+# An untrained network is nearly as sure of each place as of the next: an order by confidence would hang on rounding.
+ROLLOUT = RolloutSettings(num_generations=4, temperature=1.0, policy="random", batch_size=8)
+TOLD = {"time/rollout", "time/reward", "time/score", "time/update", "time/evaluate", "step_time"}
+
+
+class NoSandbox:
+    """An executor for rewards that run nothing."""
+
+    name, guarantees, interpreter = "none", (), "Python"
+
+    def judge(self, jobs: Iterable[Program]) -> Iterator[Verdict]:
+        for _ in jobs:
+            yield Verdict(status="sandbox_error", message="the jail is on fire")
+
+    def call(self, *arguments: Any) -> Any:
+        raise AssertionError("nothing is to be called")
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer, tasks and rewards."""
+    folder = tmp_path_factory.mktemp("rl")
+    Tokenizer.byte_level().save(folder / "tokenizer")
+    (folder / "rewards.py").write_text(REWARDS)
+    with (folder / "tasks.jsonl").open("w") as file:
+        for number in range(10):
+            file.write(json.dumps(a_task(number)) + "\n")
+    return folder
+
+
+def a_task(number: int) -> dict[str, Any]:
+    return {
+        "task_id": f"add/{number}",
+        "prompt": f"def f{'x' * (number % 4)}(n):\n",
+        "entry_point": f"f{'x' * (number % 4)}",
+        "tests": [{"input": [i], "output": i + number} for i in range(3)],
+    }
+
+
+def tiny_rl(
+    here: Path, *, lora: bool = False, steps: int = 6, reward: str = "low_ids", lr: float = 5e-3, **changes: Any
+) -> GrpoStage:
+    """A stage on `here`; `changes` replace whole groups of its settings."""
+    settings: dict[str, Any] = {
+        "name": "rl",
+        "model": ModelSettings(
+            config=SHAPE, tokenizer=str(here / "tokenizer"), attention="full", init_mask_row=not lora
+        ),
+        "schedule": Schedule(total_steps=steps, warmup_steps=1),
+        "optimiser": OptimiserSettings(lr=lr, weight_decay=0.0),
+        "lora": LORA if lora else None,
+        "prompts": PromptSettings(
+            tasks=(str(here / "tasks.jsonl"),), preset="base", max_prompt_tokens=40, max_new_tokens=8
+        ),
+        "rollout": ROLLOUT,
+        "reward": RewardSettings(functions=(f"{here / 'rewards.py'}:{reward}",)),
+        "policy": PolicySettings(iterations=2, sync_every=2),
+        "prompts_per_step": 4,
+        "micro_answers": 4,
+        "run": RunSettings(precision="float32", log_every=1, save_every=1, keep=99),
+        "evaluation": EvaluationSettings(every=0),
+    }
+    return GrpoStage(**{**settings, **changes})
+
+
+def run_alone(stage: GrpoStage, folder: Path, **options: Any) -> Outcome:
+    return train_grpo(stage, folder, world=World(), executor=NoSandbox(), quiet=True, **options)
+
+
+def started(stage: GrpoStage, folder: Path, **options: Any) -> _Run:
+    """A run in progress, for a look inside."""
+    given: dict[str, Any] = {"evaluator": None, "engine": None, "write_card": None, "quiet": True, **options}
+    return _Run(stage, folder, world=World(), executor=NoSandbox(), **given)
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    """The log without what the clock says, and without extremes over micro-batches, which are other ones elsewhere."""
+    left_out = CLOCK | TOLD | {"clip_ratio/low_min", "clip_ratio/high_max"}
+    return [
+        {name: value for name, value in record.items() if name not in left_out}
+        for record in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def assert_close_logs(one: Path, other: Path, tolerance: float) -> None:
+    ours, theirs = numbers(one), numbers(other)
+    assert [set(record) for record in ours] == [set(record) for record in theirs]
+    for mine, yours in zip(ours, theirs, strict=True):
+        for name, value in mine.items():
+            same = value == yours[name] or abs(value - yours[name]) <= tolerance * max(1.0, abs(value))
+            assert same, f"step {mine['step']}: {name} {value} {yours[name]}"
+
+
+# It learns
+
+
+@pytest.mark.parametrize("name", ["coupled", "coupled_normalised", "mean_field", "espo", "trajectory", "left_to_right"])
+def test_the_reward_rises(here: Path, tmp_path: Path, name: Any) -> None:
+    lr = 1e-2 if name in ("left_to_right", "trajectory") else 5e-3  # the others' scores weigh or repeat tokens
+    stage = tiny_rl(
+        here, steps=32, lr=lr, estimator=Estimator(name=name), run=RunSettings(precision="float32", log_every=1)
+    )
+    assert run_alone(stage, tmp_path / "run").is_done
+    rewards = [record["reward"] for record in numbers(tmp_path / "run") if "reward" in record]
+    assert len(rewards) == 16
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.07
+
+
+def test_it_learns_with_adapters_and_leaves_the_base_alone(here: Path, tmp_path: Path) -> None:
+    stage = tiny_rl(here, steps=24, lora=True, lr=1e-2, run=RunSettings(precision="float32", log_every=1))
+    run = started(stage, tmp_path / "run")
+    base = {n: p.clone() for n, p in run.rig.trainee.named_parameters() if not p.requires_grad}
+    outcome = run.go(lambda: False)
+    assert all(torch.equal(base[n], p) for n, p in run.rig.trainee.named_parameters() if not p.requires_grad)
+    rewards = [record["reward"] for record in numbers(tmp_path / "run") if "reward" in record]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.05
+    assert (outcome.folder.parent / "adapter" / "adapter_config.json").is_file()
+
+
+# What is minimised
+
+
+def test_the_first_loss_is_the_obvious_mean_over_all_answer_tokens(here: Path, tmp_path: Path) -> None:
+    # At the first inner step every ratio is 1 and the policy is its reference: what is left are the advantages.
+    run = started(tiny_rl(here), tmp_path)
+    record = run.make_step(0)
+    experience = run.experience
+    assert experience is not None
+    reward_PG = experience.reward_N.view(4, 4)
+    advantage_N = (reward_PG - reward_PG.mean(1, keepdim=True)).flatten()
+    lengths_N = torch.tensor([len(rollout.answer_ids) for rollout in experience.rollouts])
+    assert lengths_N.unique().numel() > 1 or bool((lengths_N == 8).all())
+    assert record["loss"] == pytest.approx(-float((advantage_N * lengths_N).sum() / lengths_N.sum()), abs=1e-6)
+    assert record["ratio_first_error"] == 0
+    assert record["kl"] == 0
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
+def test_the_loss_and_its_gradient_do_not_depend_on_micro_batches(here: Path, tmp_path: Path, loss_type: Any) -> None:
+    policy = PolicySettings(iterations=2, sync_every=2, loss_type=loss_type)
+    found = []
+    for micro_answers in (1, 3, 16):
+        run = started(tiny_rl(here, policy=policy, micro_answers=micro_answers), tmp_path)
+        records = [run.make_step(step) for step in range(4)]
+        found.append([(record["loss"], record["grad_norm"], record["kl"]) for record in records])
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            assert same == pytest.approx(one, rel=1e-4, abs=1e-6)
+
+
+def test_each_inner_iteration_has_masks_of_its_own_whatever_the_accumulation(here: Path, tmp_path: Path) -> None:
+    # The released code takes the index of the micro-batch for that of the iteration, and so repeats the masks.
+    for micro_answers in (2, 8):
+        run = started(tiny_rl(here, micro_answers=micro_answers), tmp_path)
+        run.experience = run.collect(0)
+        masks = []
+        for iteration in range(2):
+            rows = {}
+            for micro in run.micro_batches(run.experience, iteration):
+                for row, number in enumerate(micro.numbers):
+                    hidden = micro.views.is_masked_KBL[1, row] & micro.packed.is_answer_BL[row]
+                    rows[number] = hidden[micro.packed.is_answer_BL[row]].tolist()
+            masks.append(rows)
+        assert masks[0].keys() == masks[1].keys()
+        assert masks[0] != masks[1]
+
+
+def test_old_scores_are_those_of_the_policy_that_wrote_the_answers_under_the_masks_they_are_used_with(
+    here: Path, tmp_path: Path
+) -> None:
+    run = started(tiny_rl(here, optimiser=OptimiserSettings(lr=1e-12, weight_decay=0.0)), tmp_path)
+    run.make_step(0)
+    # So small a learning rate leaves the policy what it was: the second iteration's ratios are 1 only if masks agree.
+    assert run.make_step(1)["ratio_max"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_nothing_touches_the_global_random_numbers(here: Path, tmp_path: Path) -> None:
+    run = started(tiny_rl(here), tmp_path)
+    torch.manual_seed(7)
+    before, ours = torch.get_rng_state(), np.random.get_state()[1].copy()  # Python's own is the type checker's
+    run.make_step(0)
+    run.make_step(1)
+    assert torch.equal(before, torch.get_rng_state())
+    assert (ours == np.random.get_state()[1]).all()
+
+
+def test_scores_are_at_the_temperature_that_the_answers_were_drawn_at(here: Path, tmp_path: Path) -> None:
+    warm = started(tiny_rl(here, rollout=replace(ROLLOUT, temperature=2.0)), tmp_path)
+    plain = started(tiny_rl(here, rollout=warm.stage.rollout, policy=PolicySettings(score_temperature=1.0)), tmp_path)
+    experience = warm.collect(0)
+    (at_two, *_), (at_one, *_) = (run.micro_batches(experience, 0) for run in (warm, plain))
+    head = warm.rig.trainee.backbone.lm_head.weight
+    with torch.no_grad():
+        logits = {}
+        for name, run in (("warm", warm), ("plain", plain)):
+            logits[name] = run._log_probs(at_two, keep_graph=False)
+        head.div_(2)  # tied to the embedding, so the input halves as well: only the first norm undoes that
+    scored = at_one.views.weight_KBL != 0
+    assert not torch.allclose(logits["warm"][scored], logits["plain"][scored], atol=1e-3)
+    assert logits["warm"][scored].std() < logits["plain"][scored].std()
+
+
+def test_an_answer_that_cannot_be_judged_leaves_its_group(here: Path, tmp_path: Path) -> None:
+    run = started(tiny_rl(here, reward="half_known"), tmp_path)
+    record = run.make_step(0)
+    assert run.experience is not None
+    assert record["dropped"] == 8
+    assert run.experience.is_counted_N.view(4, 4)[:, 1::2].sum() == 0
+    assert run.experience.advantage_N.view(4, 4).sum(1).abs().max() < 1e-6
+
+
+def test_the_reference_follows_the_policy_at_its_own_pace(here: Path, tmp_path: Path) -> None:
+    policy = PolicySettings(iterations=1, sync_every=2, sync_share=1.0, beta=0.01)
+    run = started(tiny_rl(here, policy=policy), tmp_path)
+    distances = [run.make_step(step)["kl"] for step in range(4)]
+    assert distances[0] == 0
+    assert distances[1] > 0
+    assert distances[2] == 0  # synchronised after two steps
+    assert distances[3] > 0
+
+
+# Groups without spread
+
+
+def test_groups_without_spread_are_left_out_and_nothing_is_moved(here: Path, tmp_path: Path) -> None:
+    run = started(tiny_rl(here, reward="same"), tmp_path)
+    before = [p.clone() for p in run.rig.trainee.parameters()]
+    record = run.make_step(0)
+    assert record["frac_reward_zero_std"] == 1
+    assert "loss" not in record
+    assert all(torch.equal(a, b) for a, b in zip(before, run.rig.trainee.parameters(), strict=True))
+
+
+def test_a_run_that_has_nothing_to_learn_from_stops_and_says_so(here: Path, tmp_path: Path) -> None:
+    stage = tiny_rl(here, reward="same", steps=40, policy=PolicySettings(iterations=2, patience=3))
+    with pytest.raises(NumericsError, match=r"step 5: 3 rollouts in a row had no group with spread.*rollout.temper"):
+        run_alone(stage, tmp_path / "run")
+    assert state.latest(tmp_path / "run" / "checkpoints") is not None
+
+
+class Stubborn(LocalRollouts):
+    """Answers the first prompt of a phase always in the same way."""
+
+    def __init__(self, stage: GrpoStage) -> None:
+        super().__init__(stage.rollout, max_new_tokens=stage.prompts.max_new_tokens)
+        self.asked: list[int] = []
+
+    def answers(self, model: Model, requests: Sequence[Request], *, seed: int, step: int) -> list[Rollout]:
+        self.asked += [request.index for request in requests if request.generation == 0]
+        found = super().answers(model, requests, seed=seed, step=step)
+        first = next((one for one in found if one.index < 4), None)
+        return [
+            replace(one, answer_ids=first.answer_ids, committed_at=first.committed_at, text=first.text)
+            if first is not None and one.index == first.index
+            else one
+            for one in found
+        ]
+
+
+def test_another_prompt_is_drawn_for_a_group_without_spread(here: Path, tmp_path: Path) -> None:
+    stage = tiny_rl(here, policy=PolicySettings(no_spread="redraw", redraws=2))
+    engine = Stubborn(stage)
+    run = started(stage, tmp_path, engine=engine)
+    experience = run.collect(0)
+    assert engine.asked == [0, 1, 2, 3, 4]  # the place of prompt 0 is asked anew with prompt 4
+    assert [experience.rollouts[place].index for place in (0, 4, 8, 12)] == [4, 1, 2, 3]
+    assert bool(experience.has_spread_P.all())
+
+
+# Layouts and resumption
+
+
+def train_jobs(who: World, jobs: Sequence[tuple[GrpoStage, Path, str, bool]]) -> None:
+    for stage, folder, layout, resume in jobs:
+        train_grpo(
+            stage,
+            folder,
+            world=replace(who, layout=layout),  # type: ignore[arg-type]
+            executor=NoSandbox(),
+            resume=resume,
+            quiet=True,
+        )
+
+
+def test_two_processes_learn_what_one_does(here: Path, tmp_path: Path) -> None:
+    jobs = []
+    for lora in (False, True):
+        stage = tiny_rl(here, lora=lora, steps=3, micro_answers=3, lr=2e-3)
+        run_alone(stage, tmp_path / f"one-{lora}")
+        jobs += [(stage, tmp_path / f"{layout}-{lora}", layout, False) for layout in ("fsdp", "ddp")]
+    half = tiny_rl(
+        here, steps=3, micro_answers=3, lr=2e-3
+    )  # one process goes on with what one had in the middle of a phase
+    cut_to(tmp_path / "one-False", tmp_path / "from-one", step=1)
+    together(train_jobs, [*jobs, (half, tmp_path / "from-one", "fsdp", True)])
+    for lora in (False, True):
+        for layout in ("fsdp", "ddp"):
+            assert_close_logs(tmp_path / f"one-{lora}", tmp_path / f"{layout}-{lora}", 5e-6)
+    assert_close_logs(tmp_path / "one-False", tmp_path / "from-one", 5e-6)
+    cut_to(tmp_path / "fsdp-False", tmp_path / "from-two", step=1)
+    run_alone(half, tmp_path / "from-two", resume=True)
+    assert_close_logs(tmp_path / "one-False", tmp_path / "from-two", 5e-6)
+
+
+def cut_to(folder: Path, copy: Path, *, step: int) -> None:
+    """A copy of a run as it was after a step."""
+    shutil.copytree(folder, copy)
+    for checkpoint in (copy / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(copy / "final")
+
+
+def train_till_killed(who: World, stage: GrpoStage, folder: Path) -> None:
+    whole = _Run.make_step
+
+    def make_step(self: _Run, step: int) -> Any:
+        if step == stage.steps - 1:
+            time.sleep(300)
+        return whole(self, step)
+
+    _Run.make_step = make_step  # type: ignore[method-assign]
+    train_grpo(stage, folder, world=who, executor=NoSandbox(), quiet=True)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_run_killed_between_inner_iterations_ends_at_the_same_bits(here: Path, tmp_path: Path, lora: bool) -> None:
+    stage = tiny_rl(here, lora=lora, steps=6, policy=PolicySettings(iterations=3, sync_every=2), ema=0.9)
+    run_alone(stage, tmp_path / "whole")
+    processes = start(train_till_killed, stage, tmp_path / "killed")
+    kill(processes, tmp_path / "killed", step=5)
+    for process in processes:
+        wait(process)
+    checkpoint = state.latest(tmp_path / "killed" / "checkpoints")
+    assert checkpoint is not None
+    assert state.read_meta(checkpoint).step % 3 != 0, "the checkpoint stands between two inner iterations"
+    run_alone(stage, tmp_path / "killed", resume=True)
+    assert_same_bits(tmp_path / "whole", tmp_path / "killed")
+    assert_close_logs(tmp_path / "whole", tmp_path / "killed", 0.0)
+
+
+# What goes wrong
+
+
+def test_a_reward_function_that_raises_ends_the_run_with_its_steps_saved(here: Path, tmp_path: Path) -> None:
+    stage = tiny_rl(here, reward="breaks_at_four", run=RunSettings(precision="float32", log_every=1, save_every=50))
+    with pytest.raises(SettingsError, match=r"breaks_at_four raised RuntimeError: no more today.*step 4 is saved"):
+        run_alone(stage, tmp_path / "run")
+    checkpoint = state.latest(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None
+    assert state.read_meta(checkpoint).step == 4
+
+
+def test_a_sandbox_that_is_down_ends_the_run_and_scores_nothing_as_wrong(here: Path, tmp_path: Path) -> None:
+    stage = replace(tiny_rl(here), reward=RewardSettings(functions=(f"{here / 'rewards.py'}:all_lost",)))
+    with pytest.raises(SandboxError, match="none of the 16 answers of a batch could be judged"):
+        run_alone(stage, tmp_path / "run")
+
+
+def test_tasks_without_tests_are_refused(here: Path, tmp_path: Path) -> None:
+    bare = a_task(1)
+    del bare["tests"]
+    (tmp_path / "bare.jsonl").write_text(json.dumps(bare) + "\n")
+    prompts = replace(tiny_rl(here).prompts, tasks=(str(tmp_path / "bare.jsonl"),))
+    with pytest.raises(TaskError, match="no tests"):
+        run_alone(tiny_rl(here, prompts=prompts), tmp_path / "run")
+
+
+def test_groups_of_one_are_refused(here: Path) -> None:
+    rollout = RolloutSettings(num_generations=1, temperature=1.0)
+    with pytest.raises(SettingsError, match="leave_one_out compares each answer with the others of its group"):
+        tiny_rl(here, rollout=rollout, policy=PolicySettings(baseline="leave_one_out"))
+
+
+def test_a_collapse_of_the_reward_stops_the_run(here: Path, tmp_path: Path) -> None:
+    stage = tiny_rl(here, reward="falling", steps=30, guard=GuardSettings(window=2, reward_drop=0.5))
+    with pytest.raises(NumericsError, match=r"the reward fell to .* the mean of 2 rollouts.*the best weights are in"):
+        run_alone(stage, tmp_path / "run")
+    assert len(numbers(tmp_path / "run")) < 30
+
+
+def test_an_explosion_of_the_kl_stops_the_run(here: Path, tmp_path: Path) -> None:
+    policy = PolicySettings(iterations=2, sync_every=0)
+    stage = tiny_rl(here, policy=policy, guard=GuardSettings(max_kl=1e-9))
+    with pytest.raises(NumericsError, match=r"step 2: the KL from the reference is .* above guard.max_kl=1e-09"):
+        run_alone(stage, tmp_path / "run")
+
+
+def test_a_network_that_answers_differently_each_time_is_found_out(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started(tiny_rl(here), tmp_path)
+    whole = grpo.log_probs
+
+    def noisy(*arguments: Any, **options: Any) -> Any:
+        return whole(*arguments, **options) + torch.rand(())
+
+    monkeypatch.setattr(grpo, "log_probs", noisy)
+    with pytest.raises(NumericsError, match=r"step 0: at the first inner step the ratio .* must be 1"):
+        run.make_step(0)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_update(here: Path, tmp_path: Path) -> None:
+    run = started(tiny_rl(here), tmp_path)
+    run.experience = run.collect(0)
+    run._score_old(run.experience)
+    run.experience.advantage_N[3] = math.nan
+    before = [p.clone() for p in run.rig.trainee.parameters()]
+    with pytest.raises(NumericsError, match=r"step 0: the loss is nan .* no checkpoint was written yet.*add/"):
+        run.make_step(0)
+    assert all(torch.equal(a, b) for a, b in zip(before, run.rig.trainee.parameters(), strict=True))
+
+
+def test_a_resume_with_other_tasks_is_refused(here: Path, tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks.jsonl"
+    shutil.copy(here / "tasks.jsonl", tasks)
+    stage = tiny_rl(here, prompts=replace(tiny_rl(here).prompts, tasks=(str(tasks),)), steps=2)
+    run_alone(stage, tmp_path / "run")
+    tasks.write_text("\n".join(json.dumps(a_task(number + 1)) for number in range(10)))
+    with pytest.raises(CheckpointError, match=r"made with other data; the tasks of .*tasks.jsonl have been built anew"):
+        run_alone(stage, tmp_path / "run", resume=True)
+
+
+# What is left for a reader
+
+
+def test_a_card_shows_a_group_with_masks_scores_and_advantages(here: Path, tmp_path: Path) -> None:
+    cards = []
+    stage = tiny_rl(here, steps=2, card_every=1)
+    run_alone(stage, tmp_path / "run", write_card=lambda path, card: cards.append((path, card)))
+    ((path, card),) = cards
+    assert path.name == "phase-000000"
+    assert len(card.answers) == 4
+    assert sum(answer.advantage for answer in card.answers) == pytest.approx(0, abs=1e-6)
+    for answer in card.answers:
+        everything, one, other = answer.is_masked
+        assert all(everything)
+        assert all(a != b for a, b in zip(one, other, strict=True)), "the two masks are each other's complement"
+        assert len(answer.pieces) == len(answer.scores) == len(answer.old_scores) == len(one)
+        assert answer.scores != answer.old_scores
+    assert (tmp_path / "run" / "rollouts" / "phase-000000.jsonl").is_file()
+
+
+class Marks:
+    """An evaluator whose scores are given."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = list(scores)
+        self.seen: list[int] = []
+
+    def __call__(self, backbone: Any, tokenizer: Any, *, step: int, folder: Path) -> dict[str, float]:
+        self.seen.append(step)
+        return {"pass_at_1": self.scores.pop(0)}
+
+
+def test_the_best_weights_by_heldout_score_are_kept(here: Path, tmp_path: Path) -> None:
+    stage = tiny_rl(here, steps=4, evaluation=EvaluationSettings(every=2))
+    marks = Marks(0.1, 0.5, 0.3)
+    run_alone(stage, tmp_path / "run", evaluator=marks)
+    assert marks.seen == [0, 2, 4]
+    best = {name: value.clone() for name, value in weights_in(tmp_path / "run" / "best").items()}
+    cut_to(tmp_path / "run", tmp_path / "cut", step=2)
+    run = started(stage, tmp_path / "cut")
+    checkpoint = state.latest(tmp_path / "cut" / "checkpoints")
+    assert checkpoint is not None
+    run.load(checkpoint)
+    assert run.best == 0.5
+    found = dict(run.rig.trainee.backbone.named_parameters())
+    assert all(torch.equal(best[name], found[name].detach()) for name in best if name in found)
+    assert any(not torch.equal(value, weights(tmp_path / "run")[name]) for name, value in best.items())
+
+
+def weights_in(folder: Path) -> Any:
+    from unmask.model.checkpoint import load_folder
+
+    return load_folder(folder, dtype=torch.float32, device=torch.device("cpu")).state_dict()
