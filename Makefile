@@ -1,5 +1,5 @@
 # Everything a new machine needs: Python 3.11 or newer, pip, gcc, make.
-#   make demo    environment, install, and a first answer from real weights (about 500 MB are downloaded once)
+#   make demo    environment, install, an answer of tiny, and one of a 0.5B model (500 MB are downloaded once)
 #   make test    environment, install, and the tests
 
 PYTHON ?= python3
@@ -30,9 +30,10 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
 demo: install
-	$(BIN)/unmask generate "Write a function to find the shared elements from the given two lists." \
-		--max-new-tokens 160 --trajectory demo.jsonl
-	@echo "replay it with: $(BIN)/unmask replay demo.jsonl" >&2
+	$(BIN)/unmask generate -m tiny --trajectory demo.jsonl \
+		"Write a Python function \`solve(xs: list[int]) -> int\`. Keep the even numbers and return the sum of the numbers."
+	$(BIN)/unmask generate "Write a function to find the shared elements from the given two lists." --max-new-tokens 160
+	@echo "replay the first one with: $(BIN)/unmask replay demo.jsonl" >&2
 
 test: install-dev
 	$(BIN)/python -m pytest

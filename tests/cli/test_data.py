@@ -416,9 +416,9 @@ ACE = [
     {
         "id": f"ace_{number}",
         "question": f"Write f{number}(x).",
-        "test_cases": [f"assert f{number}(1) == {number}", f"assert f{number}(2) == {number}"],
+        "test_cases": [f"assert f{number}(1) == {number}", f"assert f{number}(2) == {number + 1}"],
         "inferences": [
-            {"model_name": "qwen", "completion": f"def f{number}(x): return {number}", "pass_rate": rate}
+            {"model_name": "qwen", "completion": f"def f{number}(x): return x + {number - 1}", "pass_rate": rate}
             for rate in (0.0, number / 10)
         ],
     }
@@ -535,6 +535,9 @@ def test_rl_refuses_without_a_traceback_and_before_it_opens_anything(recorded: P
     assert "'p33' is no RL set; did you mean p3?" in refusal("data", "rl", "p33", *to)
     assert "synthetic-hard has as many tasks as are asked for" in refusal("data", "rl", "synthetic-hard", *to)
     assert "seed=3 has no effect on p3" in refusal("data", "rl", "p3", "--seed", 3, *to)
+    for command in (("rl", "missing.jsonl"), ("select", "missing.jsonl")):  # the place of the output is looked at first
+        assert "task files end in .jsonl" in refusal("data", *command, "--output", folder / "rl.json")
+        assert "there is no folder" in refusal("data", *command, "--output", folder / "nowhere" / "rl.jsonl")
     recorded.write_text(json.dumps({**ACE[0], "test_cases": []}) + "\n", encoding="utf-8")
     message = refusal("data", "rl", recorded, "--without-benchmarks", "", "--workers", 1, *to)
     assert "line 1: the task 'ace_0' has no tests: 'test_cases' has to be a list of asserts" in message

@@ -309,6 +309,19 @@ def test_absent_data_is_told_before_weights_are_fetched(recipe: str, folder: str
 
 
 @pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ([], "mine/data/acecode-hard.jsonl"),
+        (["--set", "prompts.tasks=nowhere.jsonl:20"], "nowhere.jsonl"),
+        (["--set", "prompts.tasks=synthetic-hart-train:20"], "did you mean synthetic-hard-train"),
+    ],
+)
+def test_absent_tasks_are_told_before_weights_are_fetched(tasks: list[str], words: str, no_training: None) -> None:
+    told = refusal("train", "diffucoder_7b_cpgrpo", "--output", "mine", "--quiet", *tasks)
+    assert words in told
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ("second.evaluation.tasks=humanevil", "'humanevil' is not a benchmark; did you mean humaneval"),

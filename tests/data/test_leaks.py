@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from unmask.data.leaks import leaks, num_tests, without_leaks
+from unmask.data.leaks import claims, leaks, num_tests, without_leaks
 from unmask.data.task import Task
 from unmask.sandbox.inside import values
 from unmask.sandbox.tests import AssertTests, CallTests, UnitTests
@@ -29,6 +29,9 @@ def task_of(*tests: AssertTests | CallTests | UnitTests, required: tuple[str, ..
         "add(1, 2) -> 3",
         "add(a=1, b=2) => 3, and so on",
         "add(1, 2) should be 3.",
+        "`add(1, 2)` will return `3`",
+        "calling add(1, 2) should output 3",
+        "add(1, 2) evaluates to 3",
         "Example: add( 1, 2 ) = 3\nadd(9, 9)",
         "print(add(1, 2))\n# 18\nadd(1, 2)  # 3",
     ],
@@ -127,6 +130,7 @@ def test_assertions_inside_check_are_taken_out_of_it() -> None:
     assert "candidate(2)" not in rest.code
     exec(rest.code, {"square": lambda x: x * x})
     assert rest.setup == "import math\n"
+    assert num_tests(task_of(tests)) == num_tests(task) == 1  # a reward cannot run them apart
 
 
 def test_a_set_without_tests_is_gone_and_one_that_does_not_decide_stays() -> None:
@@ -138,6 +142,8 @@ def test_a_set_without_tests_is_gone_and_one_that_does_not_decide_stays() -> Non
     one, taken = without_leaks(task_of(CALLS, small, required=("base",)), "add(1, 2) == 3")
     assert (set(one.tests), one.required, len(taken)) == ({"base", "plus"}, ("base",), 1)
     assert one.tests["plus"] is small
+    gone, taken = without_leaks(task_of(small, CALLS, required=("base",)), "add(1, 2) == 3")
+    assert (gone.tests, gone.required, num_tests(gone), len(taken)) == ({}, (), 0, 1)  # "plus" never decided
     none, _ = without_leaks(task_of(small), "add(1, 2) == 3")
     assert (none.tests, num_tests(none)) == ({}, 0)
 
@@ -145,10 +151,22 @@ def test_a_set_without_tests_is_gone_and_one_that_does_not_decide_stays() -> Non
 def test_unit_tests_stand_and_fall_together() -> None:
     code = "class TestCases(unittest.TestCase):\n    def test_one(self):\n        self.assertEqual(f(1), 2)\n"
     task = task_of(UnitTests(code=code, num_tests=4))
-    assert num_tests(task) == 4
+    assert num_tests(task) == 1  # a reward cannot run them apart
     assert without_leaks(task, "f(1) is 2")[0] is task
     assert without_leaks(task, "as in self.assertEqual(f(1), 2)")[1] == ["self.assertEqual(f(1), 2)"]
     assert num_tests(without_leaks(task, "as in self.assertEqual(f(1), 2)")[0]) == 0
+
+
+def test_claims_are_read_of_calls_and_assertions() -> None:
+    assert claims(CALLS)[:2] == [((1, 2), 3), (([1], "a"), ["x"])]
+    assert claims(AssertTests(entry_point="add", code=ASSERTS)) == [
+        ((1, 2), 3),
+        None,
+        None,
+        ((True, []), True),
+        ((0, 0), False),
+    ]
+    assert claims(CallTests.of("f", [(1,)], ["x" * (5 << 20)])) == [None]
 
 
 def test_a_long_value_is_never_in_a_prompt() -> None:

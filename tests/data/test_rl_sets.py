@@ -114,6 +114,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         mbpp_row(4, test_setup_code=setup),
         mbpp_row(5, test_list=["assert f5(1) == 6", "assert f5(1)==6"]),
         mbpp_row(6, code="import math\ndef f6(x):\n    return x  # fail", test_list=["assert f6(1)"] * 2),
+        mbpp_row(
+            8, code="def f8(x):\n    return True", test_list=["assert f8(0)", "assert f8(1)", "assert f8(2)==True"]
+        ),
         mbpp_row(7, code="import math\ndef f7(x):\n    return x", test_list=["assert f7(1)", "assert f7(math.e)"]),
     ]
     clean = {"task_id": 3, "prompt": "Add three.", "code": rows[2]["code"], "test_imports": ["import os"]}
@@ -150,7 +153,8 @@ def tasks_file(tmp_path: Path, *records: object) -> str:
 
 
 def ours(name: str, **more: Any) -> dict[str, Any]:
-    return {"task_id": name, "prompt": f"# {name}\n", "entry_point": "f", "test_list": ["assert f(1) == 2"], **more}
+    tests = ["assert f(1) == 2", "assert f(2) == 3"]
+    return {"task_id": name, "prompt": f"# {name}\n", "entry_point": "f", "test_list": tests, **more}
 
 
 # mbpp-rl
@@ -164,6 +168,7 @@ def test_mbpp_rl_has_no_row_of_any_mbpp_plus_and_counts_what_it_leaves_out() -> 
         "in MBPP+": 2,
         "needs a class that its prompt does not name": 1,
         "fewer than two different tests": 2,
+        "one constant passes all its tests": 1,
     }
 
 
@@ -259,12 +264,14 @@ def test_the_solution_of_a_puzzle_passes_its_own_tests(executor: LocalExecutor) 
 
 
 def test_a_file_of_tasks_is_kept_as_it_is_and_acecodes_rows_become_tasks(tmp_path: Path) -> None:
-    ace = {"id": "ace_1", "question": "Write f(x).", "test_cases": ["assert f(1) == 2"], "source": "oss"}
+    tests = ["assert f(1) == 2", "assert f(2) == 3", "assert isclose(f(3), 4)"]
+    ace = {"id": "ace_1", "question": "Write f(x).", "test_cases": tests, "source": "oss"}
     mine = ours("a", reference="def f(x): return x + 1")
     made = rl_sets.make(tasks_file(tmp_path, mine, ace), executor=Judge())
     assert made.records[0] == mine
-    assert made.records[1]["task_id"] == "ace_1"
+    assert (made.records[1]["task_id"], made.records[1]["test_list"]) == ("ace_1", tests[:2])
     assert made.num_unchecked == 1
+    assert made.dropped == {"a test that needs more than the function": 1}
 
 
 def test_a_solution_that_fails_or_takes_too_long_costs_the_task_its_place(tmp_path: Path) -> None:
@@ -302,6 +309,42 @@ def test_a_task_that_shares_ten_words_with_a_benchmark_goes_and_is_counted(tmp_p
 def test_count_keeps_the_first(tmp_path: Path) -> None:
     made = rl_sets.make(tasks_file(tmp_path, *map(ours, "abc")), executor=Judge(), count=2)
     assert [record["task_id"] for record in made.records] == ["a", "b"]
+
+
+def test_no_solution_is_run_behind_the_last_task_that_is_kept(tmp_path: Path) -> None:
+    records = [ours(str(n), reference=f"f = {n}  # {'fail' if n % 2 else 'pass'}") for n in range(50)]
+    judge = Judge()
+    made = rl_sets.make(tasks_file(tmp_path, *records), executor=judge, count=3)
+    every = rl_sets.make(tasks_file(tmp_path, *records), executor=Judge())
+    assert made.records == every.records[:3]
+    assert (len(judge.jobs), made.dropped) == (5, {"its solution fails": 2})
+
+
+CHECKED = "def check(candidate):\n    assert candidate(1) == 5\n    assert candidate(2) == "
+
+
+@pytest.mark.parametrize(
+    ("tests", "is_left_out"),
+    [
+        ({"test_list": ["assert f(1) == 5", "assert 5 == f(2)"]}, True),
+        ({"test_list": ["assert f(1)", "assert f(2) == True"]}, True),
+        ({"test_list": ["assert not f(1)", "assert f(2) is False"]}, True),
+        ({"test_list": ["assert f(1) == 5"]}, True),
+        ({"tests": [{"input": [1], "output": [5]}, {"input": [2], "output": [5]}]}, True),
+        ({"test": f"{CHECKED}5\n"}, True),
+        ({"test": f"{CHECKED}6\n"}, False),
+        ({"tests": [{"input": [1], "output": [5]}, {"input": [2], "output": []}]}, False),
+        ({"test_list": ["assert f(1) == 5", "assert f(2) == 6"]}, False),
+        ({"test_list": ["assert f(1) == 5", "assert abs(f(2)) == 5"]}, False),
+    ],
+)
+def test_a_task_that_one_constant_solves_is_left_out(tmp_path: Path, tests: dict[str, Any], is_left_out: bool) -> None:
+    mine = ours("a", **tests)
+    if "test_list" not in tests:
+        del mine["test_list"]
+    made = rl_sets.make(tasks_file(tmp_path, mine, ours("b")), executor=Judge())
+    assert [record["task_id"] for record in made.records] == (["b"] if is_left_out else ["a", "b"])
+    assert made.dropped == ({"one constant passes all its tests": 1} if is_left_out else {})
 
 
 def test_synthetic_hard_has_as_many_tasks_as_are_asked_for(executor: LocalExecutor, tmp_path: Path) -> None:
@@ -343,7 +386,9 @@ def test_an_empty_file_and_tasks_without_tests_are_refused(tmp_path: Path) -> No
 def test_a_set_of_which_nothing_is_left_says_what_took_it(tmp_path: Path) -> None:
     bad = ours("a", reference="f = 1  # fail")
     message = failure(tasks_file(tmp_path, bad))
-    assert "mine.jsonl: nothing is left of 1 tasks (its solution fails: 1); give other tasks" in message
+    assert "mine.jsonl: nothing is left of 1 task (its solution fails: 1); give other tasks" in message
+    message = failure(tasks_file(tmp_path, bad, {**bad, "task_id": "b"}))
+    assert "nothing is left of 2 tasks (its solution fails: 2)" in message
 
 
 def test_a_sandbox_that_fails_is_no_verdict_on_a_task(tmp_path: Path) -> None:
@@ -379,9 +424,10 @@ _QUICK = ("P3/IntSum", "P3/ListMul", "P3/ListIn", "P3/StrJoiner", "P3/LineInters
 @pytest.mark.usefixtures("shared")
 def test_every_solution_of_mbpp_rl_passes(executor: LocalExecutor) -> None:
     made = rl_sets.make("mbpp-rl", executor=executor)
-    assert len(made.records) == 572
+    assert len(made.records) == 521
     assert set(made.dropped) == {
         "in MBPP+",
+        "one constant passes all its tests",
         "needs a class that its prompt does not name",
         "fewer than two different tests",
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.data.jsonl import from_acecode, read_tasks, write_records
@@ -67,6 +67,7 @@ def failure(path: Path, settings: SelectSettings = HALF, **more: Any) -> str:
 # The rules
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.floats(0, 100))
 def test_a_percentile_is_numpys(values: list[float], percent: float) -> None:
     assert percentile(values, percent) == pytest.approx(float(np.percentile(values, percent)), abs=1e-12)
@@ -76,15 +77,17 @@ def rounded(values: Any) -> Any:
     return np.round(values, 12)
 
 
+@settings(deadline=None)
 @given(RATES, st.integers(0, 100), st.integers(0, 100))
 def test_as_coded_takes_both_percentiles_over_all_tasks(rates: list[list[float]], low: int, high: int) -> None:
     means = rounded([np.mean(found) for found in rates])
     stds = rounded([np.std(found) for found in rates])
     is_kept = (means <= np.percentile(means, low)) & (stds >= np.percentile(stds, high))
-    settings = SelectSettings(rule="as-coded", mean_percentile=low, std_percentile=high)
-    assert choose(rates, settings) == np.flatnonzero(is_kept).tolist()
+    chosen = choose(rates, SelectSettings(rule="as-coded", mean_percentile=low, std_percentile=high))
+    assert chosen == np.flatnonzero(is_kept).tolist()
 
 
+@settings(deadline=None)
 @given(RATES, st.integers(0, 100), st.integers(0, 100))
 def test_the_papers_rule_takes_the_second_percentile_over_what_the_first_left(
     rates: list[list[float]], low: int, high: int
@@ -93,8 +96,8 @@ def test_the_papers_rule_takes_the_second_percentile_over_what_the_first_left(
     hard = np.flatnonzero(means <= np.percentile(means, low))
     stds = rounded([np.std(rates[place]) for place in hard])
     kept = hard[stds >= np.percentile(stds, high)]
-    settings = SelectSettings(rule="paper", mean_percentile=low, std_percentile=high)
-    assert choose(rates, settings) == kept.tolist()
+    chosen = choose(rates, SelectSettings(rule="paper", mean_percentile=low, std_percentile=high))
+    assert chosen == kept.tolist()
 
 
 def test_the_rules_second_percentiles_are_the_papers_and_the_released_programs() -> None:
@@ -203,6 +206,26 @@ def test_a_row_of_acecode_is_a_task_whose_prompt_shows_no_test(tmp_path: Path) -
 def test_the_name_of_the_function_is_said_where_the_question_does_not() -> None:
     record = from_acecode({**row(1), "question": "Add one."}, "here")
     assert record["instruction"] == "Add one.\n\nThe function is called `f1`."
+
+
+def test_a_module_that_the_asserts_ask_is_imported_for_them_also_where_no_program_passed() -> None:
+    tests = ["assert math.isclose(f1(0), 1.0)", "datetime = f1(2)\nassert datetime.day == 3"]
+    assert from_acecode({**row(1, 0.5), "test_cases": tests}, "here")["setup"] == "import math\n"
+    assert "setup" not in from_acecode(row(1, 0.5), "here")
+
+
+def test_without_a_program_that_passed_no_test_asks_the_answer_for_a_helper(tmp_path: Path) -> None:
+    good = ["assert f1(0) == 1", "assert math.isclose(f1(1), max([2 for _ in range(1)]))", "g = f1(2)\nassert g == 3"]
+    bad = ["assert isclose(f1(3), 4)", "assert np.allclose(f1(4), 5)", "assert f1(Node(5)) == 6"]
+    bare = {**row(1, 0.5), "test_cases": [*good, *bad]}
+    record = from_acecode(bare, "here")
+    assert (record["test_list"], record["setup"]) == (good, "import math\n")
+    with pytest.raises(TaskError, match="here: each of its test_cases uses names beside f1 that nobody gives"):
+        from_acecode({**bare, "test_cases": [*bad, "assert isclose(f1(6), f1(7))", "assert g(f1(0)) == f1(1)"]}, "here")
+    path = tmp_path / "ace.jsonl"
+    write_records([bare], path)
+    found = select(path, SelectSettings())
+    assert (found.records[0]["test_list"], found.num_unusable_tests) == (good, len(bad))
 
 
 def test_a_shown_test_is_not_scored_in_any_layout() -> None:

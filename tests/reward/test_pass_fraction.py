@@ -1,21 +1,23 @@
 """Executed tests as a reward: shares, what is not run, lost samples, and answers that cheat."""
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from unmask.data.leaks import num_tests
 from unmask.data.task import Task
 from unmask.errors import SandboxError, SettingsError, TaskError
 from unmask.reward.combine import combine
-from unmask.reward.pass_fraction import PassFraction, assertions_apart
+from unmask.reward.pass_fraction import PassFraction
 from unmask.reward.settings import RewardSettings, open_rewards
 from unmask.sandbox.cache import VerdictCache
 from unmask.sandbox.executor import LocalExecutor, open_executor
 from unmask.sandbox.job import Job
-from unmask.sandbox.tests import AssertTests, CallTests, Tests, UnitTests
+from unmask.sandbox.tests import AssertTests, CallTests, Tests, UnitTests, assertions_apart, num_scored
 from unmask.sandbox.verdict import Limits, Verdict
 
 CALLS = CallTests.of("f", [(n,) for n in range(4)], [n + 1 for n in range(4)])
@@ -109,6 +111,29 @@ def test_tests_keep_their_own_time_limits_and_get_one_where_they_have_none() -> 
     assert isinstance(given.tests, CallTests)
     assert (mine.tests.call_cpu_seconds, given.tests.call_cpu_seconds) == ((0.25,), (0.5,) * 4)
     assert (mine.limits.cpu_seconds, [job.limits.cpu_seconds for job in asserts]) == (2.0, [0.5] * 4)
+    assert (mine.tests.call_wall_seconds, given.tests.call_wall_seconds) == (10.0, 20 / 4)
+    assert [job.limits.wall_seconds for job in asserts] == [10.0] * 4
+
+
+def test_each_of_many_calls_has_its_share_of_the_tasks_time_and_the_run_has_time_for_all() -> None:
+    fake = Fake(passes)
+    given = task(CALLS, limits=Limits(cpu_seconds=2.0, wall_seconds=3.0))
+    PassFraction(fake)(completions=[answer(RIGHT)], task=[given])
+    (job,) = fake.jobs
+    assert isinstance(job.tests, CallTests)
+    assert (job.tests.call_cpu_seconds, job.tests.call_wall_seconds) == ((0.5,) * 4, 1.0)  # a second at the least
+    assert (job.limits.cpu_seconds, job.limits.wall_seconds) == (2.0 + 4 * 0.5, 3.0 + 4 * 1.0)
+
+
+def test_tests_that_cannot_be_run_apart_have_the_tasks_own_limits_and_a_single_assertion_has_a_tests() -> None:
+    fake = Fake(passes)
+    check = AssertTests(entry_point="f", code="def check(c):\n    assert c(1)\n    assert c(2)\ncheck(f)")
+    single = AssertTests(entry_point="f", code="assert f(1) == 2")
+    units = UnitTests(code="class TestCases: ...", num_tests=9)
+    PassFraction(fake, test_cpu_seconds=0.5)(
+        completions=[answer(RIGHT)] * 3, task=[task(check), task(single), task(units)]
+    )
+    assert [(job.limits.cpu_seconds, job.limits.wall_seconds) for job in fake.jobs] == [(2, 20), (0.5, 10), (2, 20)]
 
 
 # Shares
@@ -160,6 +185,21 @@ def test_assertions_are_split_and_all_else_stays_with_each() -> None:
     assert "y = 3" in second
 
 
+@pytest.mark.parametrize(
+    "tests",
+    [
+        CALLS,
+        ASSERTS,
+        UnitTests(code="class TestCases: ...", num_tests=9),
+        AssertTests(entry_point="f", code="def check(c):\n    assert c(1)\n    assert c(2)\ncheck(f)"),
+        AssertTests(entry_point="f", code="def check(c):\n    assert c(1)\ncheck(f)\nassert f(2)\nassert f(3)"),
+    ],
+)
+def test_a_test_is_one_to_the_reward_and_to_what_reads_leaks(tests: Tests) -> None:
+    runs = PassFraction(Fake(passes)).runs(task(tests))
+    assert sum(run.num_tests for run in runs) == num_scored(tests) == num_tests(task(tests))
+
+
 def test_test_code_with_at_most_one_assertion_stays_whole() -> None:
     for code in (
         "assert f(1) == 2  # as it is",
@@ -194,6 +234,8 @@ def test_what_it_needs_is_told() -> None:
         PassFraction(Fake(passes))(completions=[""])
     with pytest.raises(SettingsError, match="test_cpu_seconds=-1 leaves no time for a test"):
         PassFraction(Fake(passes), test_cpu_seconds=-1)
+    with pytest.raises(SettingsError, match="test_wall_seconds=inf leaves no time for a test"):
+        PassFraction(Fake(passes), test_wall_seconds=math.inf)
 
 
 # With the others
@@ -264,6 +306,31 @@ def test_answers_earn_their_share_and_cheats_nothing(executor: LocalExecutor, te
 def test_a_test_that_never_returns_costs_itself_only(executor: LocalExecutor, tests: Tests) -> None:
     code = "def f(x):\n    while x == 1: pass\n    return x + 1"
     assert PassFraction(executor, test_cpu_seconds=0.2)(completions=[answer(code)], task=[task(tests)]) == [0.75]
+
+
+@pytest.mark.parametrize("hangs", ["x < 2", "x > 5"])
+def test_the_share_does_not_depend_on_which_calls_never_return(executor: LocalExecutor, hangs: str) -> None:
+    code = f"def f(x):\n    while {hangs}: pass\n    return x + 1"
+    eight = task(CallTests.of("f", [(n,) for n in range(8)], range(1, 9)), limits=Limits(cpu_seconds=0.8))
+    assert PassFraction(executor, test_cpu_seconds=0.5)(completions=[answer(code)], task=[eight]) == [0.75]
+
+
+@pytest.mark.parametrize("tests", [CALLS, ASSERTS], ids=["calls", "asserts"])
+def test_an_answer_that_sleeps_costs_itself_only_and_no_more_than_its_test(
+    executor: LocalExecutor, tests: Tests
+) -> None:
+    code = "import time\ndef f(x):\n    time.sleep(100 * (x == 0))\n    return x + 1"
+    started = time.monotonic()
+    found = PassFraction(executor, test_wall_seconds=2)(completions=[answer(code)], task=[task(tests)])
+    assert found == [0.75]
+    assert time.monotonic() - started < 15
+
+
+def test_a_program_that_sleeps_while_it_loads_has_the_time_of_one_test(executor: LocalExecutor) -> None:
+    started = time.monotonic()
+    reward = PassFraction(executor, test_wall_seconds=0.5)
+    assert reward(completions=[answer("import time\ntime.sleep(100)")], task=[task(CALLS)]) == [0.0]
+    assert time.monotonic() - started < 15
 
 
 def test_a_program_that_never_loads_passes_nothing(executor: LocalExecutor) -> None:

@@ -52,6 +52,7 @@ def test_settings_reach_the_functions() -> None:
         functions=("pass_fraction", "length*0.5"),
         all_or_nothing=True,
         test_cpu_seconds=0.5,
+        test_wall_seconds=5.0,
         length_limit=80,
     )
     (tested, _), (length, _) = open_rewards(settings, NoSandbox())
@@ -60,6 +61,7 @@ def test_settings_reach_the_functions() -> None:
     assert isinstance(tested, PassFraction)
     assert vars(tested)["_all_or_nothing"] is True
     assert vars(tested)["_test_cpu_seconds"] == 0.5
+    assert vars(tested)["_test_wall_seconds"] == 5.0
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,9 @@ def test_settings_reach_the_functions() -> None:
         ({"functions": ("code_format*nan",)}, "has the weight 'nan', which is no finite number"),
         ({"functions": ("code_format", "code_format*2")}, "names code_format twice; name it once"),
         ({"functions": ("code_format",), "all_or_nothing": True}, "are of the function pass_fraction, which is not"),
+        ({"functions": ("code_format",), "test_wall_seconds": 5.0}, "are of the function pass_fraction, which is not"),
         ({"test_cpu_seconds": 0.0}, "reward.test_cpu_seconds=0.0 must be a positive, finite number"),
+        ({"test_wall_seconds": -1.0}, "reward.test_wall_seconds=-1.0 must be a positive, finite number"),
         ({"length_limit": 9}, "are of the function length, which is not among pass_fraction, code_format"),
         ({"functions": ("length",)}, "the reward function length needs a limit; set reward.length_limit"),
         ({"functions": ("length",), "length_limit": 9, "length_window": 10}, "a window between 1 and 9"),

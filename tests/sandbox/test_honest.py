@@ -6,6 +6,7 @@ The programs and their tests are in `honest.txt`: `#: name`, the program, `#= ca
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,24 @@ def test_every_call_is_counted_where_that_is_asked_for(executor: LocalExecutor, 
     tests = CallTests.of("f", [(n,) for n in range(4)], [1, 2, 3, 4], call_cpu_seconds=[0.1] * 4, counts_all=True)
     (verdict,) = executor.judge([Job(code=code, tests=tests, limits=LIMITS)])
     assert [verdict.status, verdict.failed_test, verdict.num_tests] == expected, verdict
+
+
+SLEEPS = {
+    "in one": ("def f(x):\n    time.sleep(60 * (x == 1))\n    return x + 1", 1, 3, "a call took more than 1.5 s"),
+    "while it loads": ("time.sleep(60)\ndef f(x): return x + 1", 0, 0, "loading the program took more than 1.5 s"),
+}
+
+
+@pytest.mark.parametrize("name", SLEEPS)
+def test_a_call_that_sleeps_ends_at_its_own_wall_limit(executor: LocalExecutor, name: str) -> None:
+    code, failed_test, num_tests, message = SLEEPS[name]
+    calls = CallTests.of("f", [(n,) for n in range(4)], [1, 2, 3, 4], counts_all=True)
+    tests = replace(calls, call_wall_seconds=1.5)
+    limits = Limits(wall_seconds=30)
+    (verdict,) = executor.judge([Job(code=f"import time\n{code}", tests=tests, limits=limits)])
+    assert (verdict.status, verdict.failed_test, verdict.num_tests) == ("timeout", failed_test, num_tests), verdict
+    assert verdict.message == message
+    assert verdict.wall_seconds < 15
 
 
 def test_all_calls_together_keep_to_the_limit_of_the_run(executor: LocalExecutor) -> None:

@@ -114,4 +114,13 @@ def test_the_digest_of_tests_depends_on_every_field() -> None:
 def test_a_field_that_is_not_used_changes_no_digest() -> None:
     tests = CallTests.of("f", [(1,), (2,)], [2, 3.5], atol=0.5, call_cpu_seconds=[1, 2.0])
     assert kinds.digest_of(tests) == "88f3c788dbdd34032c9c2859b732f7cd"  # before there was `counts_all`
-    assert kinds.digest_of(replace(tests, counts_all=True)) != kinds.digest_of(tests)
+    counted = replace(tests, counts_all=True)
+    assert kinds.digest_of(counted) != kinds.digest_of(tests)
+    assert kinds.digest_of(replace(counted, call_wall_seconds=1.0)) != kinds.digest_of(counted)
+
+
+@pytest.mark.parametrize(("seconds", "counts_all"), [(1.0, False), (0.0, True)])
+def test_wall_limits_of_calls_that_do_nothing_are_refused(seconds: float, counts_all: bool) -> None:
+    tests = kinds.CallTests.of("f", [(1,)], [2], counts_all=counts_all)
+    with pytest.raises(SettingsError, match=rf"call_wall_seconds={seconds} has to be a positive, finite number, and"):
+        replace(tests, call_wall_seconds=seconds)

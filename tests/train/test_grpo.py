@@ -1,5 +1,6 @@
 """Reinforcement learning in small: a random network of two layers learns what a reward function asks for."""
 
+import itertools
 import json
 import math
 import shutil
@@ -15,12 +16,19 @@ import torch
 
 from unmask.decode.session import Model
 from unmask.diffusion.rl_settings import Estimator
-from unmask.errors import CheckpointError, NumericsError, SandboxError, SettingsError, TaskError
+from unmask.errors import (
+    CheckpointError,
+    NumericsError,
+    SandboxError,
+    SettingsError,
+    TaskError,
+    TrajectoryError,
+)
 from unmask.reward.settings import RewardSettings
 from unmask.sandbox.job import Job as Program
 from unmask.sandbox.verdict import Verdict
 from unmask.text.tokenizer import Tokenizer
-from unmask.train import grpo, state
+from unmask.train import grpo, learner, state
 from unmask.train.grpo import _Run, train_grpo
 from unmask.train.grpo_settings import GrpoStage, GuardSettings, PolicySettings
 from unmask.train.metrics import CLOCK, read_metrics
@@ -54,6 +62,18 @@ def all_lost(completions, **columns):
 def falling(completion_ids, trainer_state, **columns):
     rewards = low_ids(completion_ids)
     return [reward / (1 + trainer_state.global_step) ** 2 for reward in rewards]
+
+def same_at_first(completion_ids, trainer_state, **columns):
+    rewards = low_ids(completion_ids)
+    return rewards if trainer_state.global_step else [1.0] * len(rewards)
+
+def same_at_one(completion_ids, trainer_state, **columns):
+    rewards = low_ids(completion_ids)
+    return [1.0] * len(rewards) if trainer_state.global_step == 1 else rewards
+
+def logged(completion_ids, log_extra, **columns):
+    log_extra("sandbox", ["passed"] * len(completion_ids))
+    return low_ids(completion_ids)
 
 def breaks_at_four(completion_ids, trainer_state, **columns):
     if trainer_state.global_step >= 4:
@@ -221,13 +241,36 @@ def test_each_inner_iteration_has_masks_of_its_own_whatever_the_accumulation(her
         masks = []
         for iteration in range(2):
             rows = {}
-            for micro in run.micro_batches(run.experience, iteration):
+            for micro in run.learner.micro_batches(run.experience, iteration):
                 for row, number in enumerate(micro.numbers):
                     hidden = micro.views.is_masked_KBL[1, row] & micro.packed.is_answer_BL[row]
                     rows[number] = hidden[micro.packed.is_answer_BL[row]].tolist()
             masks.append(rows)
         assert masks[0].keys() == masks[1].keys()
         assert masks[0] != masks[1]
+
+
+def test_every_step_learns_under_the_masks_of_its_phase_and_iteration(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started(tiny_rl(here, micro_answers=3), tmp_path)
+    whole, learned_under = learner.log_probs, []
+
+    def seen(trainee: Any, packed: Any, views: Any, **options: Any) -> Any:
+        if options["keep_graph"]:
+            learned_under.append(views.is_masked_KBL)
+        return whole(trainee, packed, views, **options)
+
+    monkeypatch.setattr(learner, "log_probs", seen)
+    experience = None
+    for step in range(4):
+        learned_under.clear()
+        run.make_step(step)
+        experience = run.experience if step % 2 == 0 else experience  # the phase is over after its second step
+        assert experience is not None
+        assert experience.number == step // 2
+        expected = [micro.views.is_masked_KBL for micro in run.learner.micro_batches(experience, step % 2)]
+        assert all(torch.equal(a, b) for a, b in zip(learned_under, expected, strict=True))
 
 
 def test_old_scores_are_those_of_the_policy_that_wrote_the_answers_under_the_masks_they_are_used_with(
@@ -252,17 +295,32 @@ def test_nothing_touches_the_global_random_numbers(here: Path, tmp_path: Path) -
 def test_scores_are_at_the_temperature_that_the_answers_were_drawn_at(here: Path, tmp_path: Path) -> None:
     warm = started(tiny_rl(here, rollout=replace(ROLLOUT, temperature=2.0)), tmp_path)
     plain = started(tiny_rl(here, rollout=warm.stage.rollout, policy=PolicySettings(score_temperature=1.0)), tmp_path)
-    experience = warm.collect(0)
-    (at_two, *_), (at_one, *_) = (run.micro_batches(experience, 0) for run in (warm, plain))
-    head = warm.rig.trainee.backbone.lm_head.weight
-    with torch.no_grad():
-        logits = {}
-        for name, run in (("warm", warm), ("plain", plain)):
-            logits[name] = run._log_probs(at_two, keep_graph=False)
-        head.div_(2)  # tied to the embedding, so the input halves as well: only the first norm undoes that
-    scored = at_one.views.weight_KBL != 0
-    assert not torch.allclose(logits["warm"][scored], logits["plain"][scored], atol=1e-3)
-    assert logits["warm"][scored].std() < logits["plain"][scored].std()
+    micro = warm.learner.micro_batches(warm.collect(0), 0)[0]
+    config, packed = warm.rig.config, micro.packed
+    assert config.mask_id is not None
+    with torch.no_grad():  # each row alone, in the view that hides the whole answer
+        for row, is_answer_L in enumerate(packed.is_answer_BL):
+            ids_L, place_M = packed.ids_BL[row], is_answer_L.nonzero()[:, 0]
+            is_row_L = packed.document_BL[row] == 0
+            hidden_L = ids_L.masked_fill(micro.views.is_masked_KBL[0, row], config.mask_id)[is_row_L]
+            states_LD = warm.rig.network.backbone(hidden_L[None], torch.arange(len(hidden_L))[None])[0]
+            logits_LV = states_LD @ warm.rig.network.backbone.lm_head.weight.T
+            logits_LV[:, config.mask_id] = -torch.inf
+            logits_MV = logits_LV[place_M - 1 if config.shift_logits else place_M]
+            for run, temperature in ((warm, 2.0), (plain, 1.0)):
+                expected_MV = (logits_MV / temperature).log_softmax(1)
+                found_M = run.learner.log_probs(micro, keep_graph=False)[0, row, place_M]
+                assert torch.allclose(found_M, expected_MV.gather(1, ids_L[place_M][:, None])[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("role", "temperature", "drawn_at"), [("both", 1.2, 1.2), ("content", 1.2, 1.2), ("order", 1.2, 1.0)]
+)
+def test_a_temperature_that_does_not_draw_tokens_does_not_score_them(
+    here: Path, tmp_path: Path, role: Any, temperature: float, drawn_at: float
+) -> None:
+    rollout = replace(ROLLOUT, temperature=temperature, temperature_role=role)
+    assert started(tiny_rl(here, rollout=rollout), tmp_path).learner.temperature == drawn_at
 
 
 def test_an_answer_that_cannot_be_judged_leaves_its_group(here: Path, tmp_path: Path) -> None:
@@ -282,6 +340,46 @@ def test_the_reference_follows_the_policy_at_its_own_pace(here: Path, tmp_path: 
     assert distances[1] > 0
     assert distances[2] == 0  # synchronised after two steps
     assert distances[3] > 0
+
+
+def test_the_reference_follows_at_a_step_that_has_nothing_to_learn_from(here: Path, tmp_path: Path) -> None:
+    policy = PolicySettings(iterations=1, sync_every=2, sync_share=1.0)
+    run = started(tiny_rl(here, policy=policy, reward="same_at_one"), tmp_path)
+    run.make_step(0)
+    run.step = 1
+    assert "loss" not in run.make_step(1)
+    run.step = 2
+    assert run.make_step(2)["kl"] == 0
+
+
+def test_the_reference_of_new_adapters_is_the_base(here: Path, tmp_path: Path) -> None:
+    policy = PolicySettings(iterations=1, sync_every=0)
+    run = started(tiny_rl(here, lora=True, policy=policy), tmp_path)
+    assert run.learner.reference is not None
+    before = {name: value.clone() for name, value in run.learner.reference.state_dict()["averages"].items()}
+    assert all(bool((value == 0).all()) for name, value in before.items() if "lora_B" in name)
+    for step in range(3):
+        run.make_step(step)
+    after = run.learner.reference.state_dict()["averages"]
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_answers_that_never_end_can_be_left_out(here: Path, tmp_path: Path) -> None:
+    run = started(tiny_rl(here, policy=PolicySettings(mask_truncated=True)), tmp_path)
+    record = run.make_step(0)
+    assert run.experience is not None
+    has_ended_N = torch.tensor([rollout.has_ended for rollout in run.experience.rollouts])
+    assert not has_ended_N.all()
+    assert not (run.experience.is_counted_N & ~has_ended_N).any()
+    assert record["completions/clipped_ratio"] == pytest.approx(1 - float(has_ended_N.double().mean()))
+
+
+def test_masks_that_hide_nothing_teach_nothing_and_break_nothing(here: Path, tmp_path: Path) -> None:
+    estimator = Estimator(name="elbo", t_min=1e-9, t_max=2e-9)
+    run = started(tiny_rl(here, estimator=estimator, micro_answers=1), tmp_path)
+    record = run.make_step(0)
+    assert record["masked_fraction"] == 0
+    assert record["grad_norm"] == 0
 
 
 # Groups without spread
@@ -332,6 +430,12 @@ def test_another_prompt_is_drawn_for_a_group_without_spread(here: Path, tmp_path
     assert bool(experience.has_spread_P.all())
 
 
+def test_programs_of_groups_that_were_drawn_anew_are_counted(here: Path, tmp_path: Path) -> None:
+    stage = tiny_rl(here, reward="logged", policy=PolicySettings(no_spread="redraw", redraws=2))
+    run = started(stage, tmp_path, engine=Stubborn(stage))
+    assert run.make_step(0)["sandbox/passed"] == 16 + 4
+
+
 # Layouts and resumption
 
 
@@ -353,9 +457,7 @@ def test_two_processes_learn_what_one_does(here: Path, tmp_path: Path) -> None:
         stage = tiny_rl(here, lora=lora, steps=3, micro_answers=3, lr=2e-3)
         run_alone(stage, tmp_path / f"one-{lora}")
         jobs += [(stage, tmp_path / f"{layout}-{lora}", layout, False) for layout in ("fsdp", "ddp")]
-    half = tiny_rl(
-        here, steps=3, micro_answers=3, lr=2e-3
-    )  # one process goes on with what one had in the middle of a phase
+    half = tiny_rl(here, steps=3, micro_answers=3, lr=2e-3)  # two go on with what one had in the middle of a phase
     cut_to(tmp_path / "one-False", tmp_path / "from-one", step=1)
     together(train_jobs, [*jobs, (half, tmp_path / "from-one", "fsdp", True)])
     for lora in (False, True):
@@ -365,6 +467,64 @@ def test_two_processes_learn_what_one_does(here: Path, tmp_path: Path) -> None:
     cut_to(tmp_path / "fsdp-False", tmp_path / "from-two", step=1)
     run_alone(half, tmp_path / "from-two", resume=True)
     assert_close_logs(tmp_path / "one-False", tmp_path / "from-two", 5e-6)
+
+
+def test_a_rank_without_answers_resumes_from_fewer_ranks(here: Path, tmp_path: Path) -> None:
+    run = started(tiny_rl(here), tmp_path)
+    run.experience = experience = run.collect(0)
+    experience.is_counted_N[:] = False
+    experience.is_counted_N[4:8] = True
+    run.learner.score_old(experience)  # as one process saves it: of the answers that count
+    run.learner.world = World(rank=6, size=8)
+    (micro,) = run.learner.micro_batches(experience, 1)
+    assert micro.is_real_B.tolist() == [False]
+    width = micro.packed.ids_BL.shape[1]
+    assert learner._old_scores(experience, micro, 1, width=width).tolist() == [[0.0] * width]
+
+
+class Broken:
+    """An evaluator whose sandbox is down at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, backbone: Any, tokenizer: Any, *, step: int, folder: Path) -> dict[str, float]:
+        if step == self.step:
+            raise SandboxError("the jail is on fire")
+        return {"pass_at_1": 0.5}
+
+
+def fail_on_one_rank(who: World, stage: GrpoStage, folder: Path) -> None:
+    who = replace(who, layout="ddp")
+    evaluator = Broken(2) if who.is_first else None
+    with pytest.raises(SandboxError, match=r"on fire \(step 2 is saved"):
+        train_grpo(stage, folder / "a", world=who, executor=NoSandbox(), evaluator=evaluator, quiet=True)
+    whole = learner.log_probs
+
+    calls = itertools.count()
+
+    def noisy(*arguments: Any, **options: Any) -> Any:
+        return whole(*arguments, **options) + 0.1 * next(calls)
+
+    if not who.is_first:
+        learner.log_probs = noisy
+    with pytest.raises(NumericsError, match=r"step 0: at the first inner step the ratio .* must be 1"):
+        train_grpo(stage, folder / "b", world=who, executor=NoSandbox(), quiet=True)
+
+
+def test_what_fails_on_one_rank_ends_all(here: Path, tmp_path: Path) -> None:
+    stage = tiny_rl(here, steps=4, evaluation=EvaluationSettings(every=2))
+    together(fail_on_one_rank, stage, tmp_path)
+
+
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_at_the_resume(here: Path, tmp_path: Path) -> None:
+    run_settings = RunSettings(precision="float32", log_every=1, save_every=50)
+    stage = tiny_rl(here, steps=4, evaluation=EvaluationSettings(every=2), run=run_settings)
+    with pytest.raises(SandboxError, match=r"on fire .step 2 is saved; go on with --resume"):
+        run_alone(stage, tmp_path / "run", evaluator=Broken(2))
+    marks = Marks(0.1, 0.5)
+    assert run_alone(stage, tmp_path / "run", evaluator=marks, resume=True).is_done
+    assert marks.seen == [2, 4]
 
 
 def cut_to(folder: Path, copy: Path, *, step: int) -> None:
@@ -418,7 +578,9 @@ def test_a_reward_function_that_raises_ends_the_run_with_its_steps_saved(here: P
 
 def test_a_sandbox_that_is_down_ends_the_run_and_scores_nothing_as_wrong(here: Path, tmp_path: Path) -> None:
     stage = replace(tiny_rl(here), reward=RewardSettings(functions=(f"{here / 'rewards.py'}:all_lost",)))
-    with pytest.raises(SandboxError, match="none of the 16 answers of a batch could be judged"):
+    with pytest.raises(
+        SandboxError, match=r"no answer of a phase could be judged: none of the 16 answers .*step 0 is saved"
+    ):
         run_alone(stage, tmp_path / "run")
 
 
@@ -431,6 +593,21 @@ def test_tasks_without_tests_are_refused(here: Path, tmp_path: Path) -> None:
         run_alone(tiny_rl(here, prompts=prompts), tmp_path / "run")
 
 
+def test_tasks_that_are_learned_from_measure_nothing(here: Path) -> None:
+    tasks = str(here / "tasks.jsonl")
+    with pytest.raises(SettingsError, match=r"prompts.tasks and evaluation.tasks both name .*tasks.jsonl"):
+        tiny_rl(here, evaluation=EvaluationSettings(every=1, tasks=tasks))
+
+
+def test_a_resume_with_other_rewards_is_refused(here: Path, tmp_path: Path) -> None:
+    shutil.copy(here / "rewards.py", tmp_path / "rewards.py")
+    stage = replace(tiny_rl(here, steps=2), reward=RewardSettings(functions=(f"{tmp_path / 'rewards.py'}:low_ids",)))
+    run_alone(stage, tmp_path / "run")
+    (tmp_path / "rewards.py").write_text(REWARDS + "# changed\n")
+    with pytest.raises(CheckpointError, match=r"made with other data; the tasks or rewards of .*rewards.py have been"):
+        run_alone(stage, tmp_path / "run", resume=True)
+
+
 def test_groups_of_one_are_refused(here: Path) -> None:
     rollout = RolloutSettings(num_generations=1, temperature=1.0)
     with pytest.raises(SettingsError, match="leave_one_out compares each answer with the others of its group"):
@@ -439,28 +616,34 @@ def test_groups_of_one_are_refused(here: Path) -> None:
 
 def test_a_collapse_of_the_reward_stops_the_run(here: Path, tmp_path: Path) -> None:
     stage = tiny_rl(here, reward="falling", steps=30, guard=GuardSettings(window=2, reward_drop=0.5))
-    with pytest.raises(NumericsError, match=r"the reward fell to .* the mean of 2 rollouts.*the best weights are in"):
+    with pytest.raises(NumericsError, match=r"the reward fell to .* the mean of 2 rollouts.*; it is saved$"):
         run_alone(stage, tmp_path / "run")
     assert len(numbers(tmp_path / "run")) < 30
 
 
 def test_an_explosion_of_the_kl_stops_the_run(here: Path, tmp_path: Path) -> None:
     policy = PolicySettings(iterations=2, sync_every=0)
-    stage = tiny_rl(here, policy=policy, guard=GuardSettings(max_kl=1e-9))
-    with pytest.raises(NumericsError, match=r"step 2: the KL from the reference is .* above guard.max_kl=1e-09"):
-        run_alone(stage, tmp_path / "run")
+    stage = tiny_rl(here, policy=policy, guard=GuardSettings(max_kl=1e-9), evaluation=EvaluationSettings(every=9))
+    told = r"step 2: the KL from the reference is .* above guard.max_kl=1e-09.*the best weights are in .*run/best$"
+    with pytest.raises(NumericsError, match=told):
+        run_alone(stage, tmp_path / "run", evaluator=Marks(0.5))
+    assert (tmp_path / "run" / "best" / "config.json").is_file()
+    # Guards may be moved at a resume: they decide when a run stops, not what it learns.
+    assert run_alone(replace(stage, guard=GuardSettings()), tmp_path / "run", resume=True).is_done
 
 
 def test_a_network_that_answers_differently_each_time_is_found_out(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = started(tiny_rl(here), tmp_path)
-    whole = grpo.log_probs
+    whole = learner.log_probs
+
+    calls = itertools.count()
 
     def noisy(*arguments: Any, **options: Any) -> Any:
-        return whole(*arguments, **options) + torch.rand(())
+        return whole(*arguments, **options) + 0.1 * next(calls)
 
-    monkeypatch.setattr(grpo, "log_probs", noisy)
+    monkeypatch.setattr(learner, "log_probs", noisy)
     with pytest.raises(NumericsError, match=r"step 0: at the first inner step the ratio .* must be 1"):
         run.make_step(0)
 
@@ -468,12 +651,44 @@ def test_a_network_that_answers_differently_each_time_is_found_out(
 def test_a_loss_that_is_no_number_stops_before_the_update(here: Path, tmp_path: Path) -> None:
     run = started(tiny_rl(here), tmp_path)
     run.experience = run.collect(0)
-    run._score_old(run.experience)
+    run.learner.score_old(run.experience)
     run.experience.advantage_N[3] = math.nan
     before = [p.clone() for p in run.rig.trainee.parameters()]
     with pytest.raises(NumericsError, match=r"step 0: the loss is nan .* no checkpoint was written yet.*add/"):
         run.make_step(0)
     assert all(torch.equal(a, b) for a, b in zip(before, run.rig.trainee.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["rollouts.jsonl", "rewards.json", "old_scores.safetensors"])
+def test_a_damaged_file_of_a_phase_is_told(here: Path, tmp_path: Path, name: str) -> None:
+    stage = tiny_rl(here, steps=1)
+    run_alone(stage, tmp_path / "run")
+    checkpoint = state.latest(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None
+    (checkpoint / name).write_bytes(b"{")
+    with pytest.raises(CheckpointError, match=r"is damaged .* the one before it is resumed from"):
+        started(stage, tmp_path / "run").load(checkpoint)
+
+
+def test_a_phase_that_cannot_be_written_leaves_the_checkpoint_before_it(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise TrajectoryError("could not write rollouts.jsonl (no space left)")
+
+    run = started(tiny_rl(here), tmp_path)
+    run.save()
+    run.make_step(0)
+    run.step = 1
+    monkeypatch.setattr(grpo, "save_experience", full)
+    with pytest.raises(CheckpointError, match=r"could not be written .*no space left.* step-00000000 before it stays"):
+        run.save()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000000"]
+
+
+def test_words_that_are_no_choice_are_refused_with_the_nearest() -> None:
+    with pytest.raises(SettingsError, match=r"policy\.loss_type=dappo is not known; did you mean dapo"):
+        PolicySettings(loss_type="dappo")  # type: ignore[arg-type]
 
 
 def test_a_resume_with_other_tasks_is_refused(here: Path, tmp_path: Path) -> None:
@@ -482,7 +697,9 @@ def test_a_resume_with_other_tasks_is_refused(here: Path, tmp_path: Path) -> Non
     stage = tiny_rl(here, prompts=replace(tiny_rl(here).prompts, tasks=(str(tasks),)), steps=2)
     run_alone(stage, tmp_path / "run")
     tasks.write_text("\n".join(json.dumps(a_task(number + 1)) for number in range(10)))
-    with pytest.raises(CheckpointError, match=r"made with other data; the tasks of .*tasks.jsonl have been built anew"):
+    with pytest.raises(
+        CheckpointError, match=r"made with other data; the tasks or rewards of .*tasks.jsonl have been built"
+    ):
         run_alone(stage, tmp_path / "run", resume=True)
 
 
@@ -504,6 +721,15 @@ def test_a_card_shows_a_group_with_masks_scores_and_advantages(here: Path, tmp_p
         assert len(answer.pieces) == len(answer.scores) == len(answer.old_scores) == len(one)
         assert answer.scores != answer.old_scores
     assert (tmp_path / "run" / "rollouts" / "phase-000000.jsonl").is_file()
+
+
+def test_a_phase_without_spread_has_a_card_of_its_own(here: Path, tmp_path: Path) -> None:
+    cards = []
+    stage = tiny_rl(here, steps=4, card_every=2, reward="same_at_first")
+    run_alone(stage, tmp_path / "run", write_card=lambda path, card: cards.append((path.name, card)))
+    ((name, card),) = cards
+    assert (name, card.phase) == ("phase-000000", 0)
+    assert all(answer.scores == answer.old_scores for answer in card.answers), "nothing was learned"
 
 
 class Marks:

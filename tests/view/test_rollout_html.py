@@ -75,8 +75,40 @@ def test_hostile_texts_are_shown_and_do_nothing(tmp_path: Path) -> None:
     assert re.search("default-src 'none'", whole)
 
 
-@pytest.mark.parametrize("views", [((True, True, True),), ((True, True, True), (True, True, True))])
-def test_an_estimator_without_pairs_has_no_letters(views: tuple[tuple[bool, ...], ...]) -> None:
+ALL, NONE = (True, True, True), (False, False, False)
+SOME, REST = (True, False, True), (False, True, False)
+
+
+def letters(*views: tuple[bool, ...]) -> list[str]:
     shown = read(replace(CARD, answers=(replace(ANSWER, is_masked=views),))).texts
-    assert "a" not in shown
-    assert shown.count("·") == 3
+    return [text for text in shown if text in ("a", "b", "·")]
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        (ALL,),
+        (ALL, ALL),
+        (ALL, SOME, SOME),  # decoupled: both hide a token, or neither does
+        (SOME, (False, False, True)),  # elbo
+        (SOME, (False, False, True), SOME, REST),
+        (ALL, SOME, ALL, SOME, REST),  # the second pair's letters are not the first's
+    ],
+)
+def test_views_that_are_not_each_others_rest_have_no_letters(views: tuple[tuple[bool, ...], ...]) -> None:
+    assert letters(*views) == ["·"] * 3
+
+
+def test_letters_are_the_first_pairs_also_where_one_half_hides_the_whole_answer() -> None:
+    assert letters(ALL, ALL, NONE, SOME, REST) == ["a"] * 3
+    assert letters(ALL, NONE, ALL, SOME, REST) == ["b"] * 3
+    assert letters(REST, SOME) == ["b", "a", "b"]  # espo: no view stands alone
+
+
+def test_the_legend_says_what_the_letters_mean_and_where_there_are_none() -> None:
+    bare = replace(ANSWER, is_masked=(ALL, SOME, SOME))
+    assert "which of the first pair's two masks hid it (a or b), its score" in " ".join(read(CARD).texts)
+    mixed = " ".join(read(replace(CARD, answers=(ANSWER, bare))).texts)
+    assert "two masks hid it (a or b; · in answers that they do not part in two), its score" in mixed
+    none = " ".join(read(replace(CARD, answers=(bare,))).texts)
+    assert "Under each token: · (no letter: the estimator's first masks do not part the answer in two)" in none

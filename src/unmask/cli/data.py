@@ -371,7 +371,8 @@ def rl(
     if made.dropped:
         _tell(_dropped(made.dropped))
     if made.num_unchecked:
-        _tell(f"{made.num_unchecked:,} tasks have no solution: nothing says that their tests can be passed")
+        have = "task has" if made.num_unchecked == 1 else "tasks have"
+        _tell(f"{made.num_unchecked:,} {have} no solution: nothing says that their tests can be passed")
     if as_json:
         _print_json(
             {"path": str(output), "tasks": written, "dropped": made.dropped, "num_unchecked": made.num_unchecked}
@@ -479,10 +480,13 @@ def select(
 
 
 def _check_new(output: Path) -> None:
+    """Refuse an output that is there, or could not be written: before the work, which takes minutes."""
+    from unmask.data.jsonl import check_output
     from unmask.errors import TaskError
 
     if output.exists():
         raise TaskError(f"{output} is there already, and is never written over; delete it or choose another file")
+    check_output(output)
 
 
 def _rates_of(results: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
@@ -582,7 +586,13 @@ def _tell_selection(found: "Selection", output: Path, written: int) -> None:
     stubs = f", {found.num_stubs:,} of them stubs" if found.num_stubs else ""
     _tell(f"{output}: {written:,} tasks{stubs}")
     if found.num_unusable_tests:
-        _tell(f"{found.num_unusable_tests:,} tests were left out: they are no asserts")
+        count = found.num_unusable_tests
+        were = (
+            "test was left out: it is no assert, or uses a name"
+            if count == 1
+            else "tests were left out: they are no asserts, or use names"
+        )
+        _tell(f"{count:,} {were} that nobody gives")
     if found.num_never_passed:
         _tell(
             f"of {found.num_never_passed:,} chosen tasks no recorded answer passed a single test; --min-pass 0.01 "

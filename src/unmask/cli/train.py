@@ -135,12 +135,14 @@ def _train(
     from unmask.train.settings import StageSettings
 
     if isinstance(stage, GrpoStage):
+        from unmask.model.store import cache_home
+        from unmask.sandbox.cache import VerdictCache
         from unmask.sandbox.executor import open_executor
         from unmask.train.grpo import train_grpo
         from unmask.view.rollout_html import write_card
 
         workers = max(1, len(os.sched_getaffinity(0)) // world.size)
-        with open_executor(workers=workers) as executor:
+        with open_executor(workers=workers) as jails, VerdictCache(jails, cache_home() / "verdicts.sqlite") as executor:
             return train_grpo(
                 stage,
                 folder,
@@ -201,9 +203,13 @@ def _check_layout(stages: "list[Stage]") -> None:
 def _check_data(stages: "list[Stage]") -> None:
     """All data is there, so that no run ends for want of it after days, or after a download of weights."""
     from unmask.data.shards import Shards
+    from unmask.train.grpo_settings import GrpoStage
+    from unmask.train.prompts import check_sources
     from unmask.train.settings import StageSettings
 
     for stage in stages:
+        if isinstance(stage, GrpoStage):
+            check_sources(stage.prompts)
         if not isinstance(stage, StageSettings):
             continue
         for source in (*stage.data.train, *stage.data.heldout):

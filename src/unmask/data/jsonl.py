@@ -27,8 +27,9 @@ Unknown keys are refused. HumanEval's own file is such a file. JSON has no tuple
 need `test_list` or `test`.
 
 A row of AceCode (Zeng et al. 2025; TIGER-Lab/AceCode-87K) is read as well: `id`, `question` and `test_cases`, which
-are asserts; of its `inferences` the best program, if it passed everything, is the reference. Other columns are passed
-over. The question stands in the prompt, and no test does.
+are asserts; of its `inferences` the best program, if it passed everything, is the reference. Where none did, an assert
+that uses a name which nobody gives (a bare `isclose`) is left out: it would ask the answer for it. Other columns are
+passed over. The question stands in the prompt, and no test does.
 """
 
 import ast
@@ -36,6 +37,7 @@ import builtins
 import json
 import os
 import re
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -85,10 +87,7 @@ def read_tasks(path: Path) -> tuple[Task, ...]:
 
 def write_records(records: Iterable[Mapping[str, Any]], path: Path) -> int:
     """Write one JSON object a line, and return how many. The file appears when it is complete."""
-    if not path.parent.is_dir():
-        raise SettingsError(f"there is no folder {path.parent} for {path.name}; make it, or give another output file")
-    if not path.name.endswith(".jsonl"):
-        raise SettingsError(f"{path} would hold plain JSON lines, and task files end in .jsonl; give such a name")
+    check_output(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     written = 0
     try:
@@ -100,6 +99,14 @@ def write_records(records: Iterable[Mapping[str, Any]], path: Path) -> int:
     finally:
         part.unlink(missing_ok=True)
     return written
+
+
+def check_output(path: Path) -> None:
+    """Raise SettingsError for a place where `write_records` cannot write: to be asked before the work."""
+    if not path.parent.is_dir():
+        raise SettingsError(f"there is no folder {path.parent} for {path.name}; make it, or give another output file")
+    if not path.name.endswith(".jsonl"):
+        raise SettingsError(f"{path} would hold plain JSON lines, and task files end in .jsonl; give such a name")
 
 
 def task_of(record: Mapping[str, Any], where: str) -> Task:
@@ -167,6 +174,47 @@ def imports_of_tests(code: str, test_list: Sequence[str]) -> list[str]:
     return [ast.unparse(node) for node in imports if used & {name.asname or name.name for name in node.names}]
 
 
+def modules_of_tests(test_list: Sequence[str]) -> list[str]:
+    """Imports of the standard library on which asserts rely without saying so, where no program has them.
+
+    >>> modules_of_tests(["assert math.isclose(f(1), 0.5)", "queue = f(2)\\nassert queue.pop() == 1"])
+    ['import math']
+    """
+    nodes = [node for node in ast.walk(parse("\n".join(test_list))) if isinstance(node, ast.Name | ast.Attribute)]
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    asked = (node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name))
+    return [f"import {name}" for name in dict.fromkeys(asked) if name in sys.stdlib_module_names and name not in bound]
+
+
+def self_contained(test_list: Sequence[str], entry_point: str) -> list[str]:
+    """The asserts that use nothing but the function, builtins, modules of the standard library, and their own names.
+
+    Any other name would be one of the answer's, which could then judge itself.
+
+    >>> self_contained(["assert isclose(f(1), 0.5)", "assert math.isclose(f(1), 0.5)"], "f")
+    ['assert math.isclose(f(1), 0.5)']
+    """
+    modules = "\n".join(modules_of_tests(test_list))
+    given = {entry_point, *vars(builtins), *_bound("\n".join([modules, *test_list]))}
+    names = ((test, (node for node in ast.walk(parse(test)) if isinstance(node, ast.Name))) for test in test_list)
+    return [test for test, used in names if given.issuperset(node.id for node in used)]
+
+
+def _bound(code: str) -> Iterator[str]:
+    """Names that some code binds, wherever it does."""
+    for node in ast.walk(parse(code)):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            yield node.id
+        elif isinstance(node, ast.alias):
+            yield (node.asname or node.name).partition(".")[0]
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            yield node.name
+
+
 def docstring_of(text: str) -> str:
     """A text as the docstring at the head of a file, whatever is in it.
 
@@ -198,6 +246,7 @@ def from_acecode(row: Mapping[str, Any], where: str, *, show_test: bool = False)
 
     `show_test` puts its first test into the prompt, and takes it out of the tests. A row with one test shows none, nor
     does one whose question has code in a fence. The function's name is given where the question does not say it.
+    Asserts that a row without a program cannot judge by are left out (`self_contained`).
     """
     tests = acecode_tests(row, where)
     program = acecode_program(row)
@@ -207,6 +256,11 @@ def from_acecode(row: Mapping[str, Any], where: str, *, show_test: bool = False)
         raise TaskError(f"{where}: its test_cases are not Python ({error}); leave that row out") from error
     if not entry_point:
         raise TaskError(f"{where}: its test_cases call no function of the program; leave that row out")
+    if not program and not (tests := self_contained(tests, entry_point)):
+        raise TaskError(
+            f"{where}: each of its test_cases uses names beside {entry_point} that nobody gives, and it has no program "
+            "that passed; leave that row out, as `unmask data select` does"
+        )
     question = row["question"].strip()
     if not re.search(rf"\b{re.escape(entry_point)}\b", question):
         question += f"\n\nThe function is called `{entry_point}`."
@@ -223,8 +277,9 @@ def from_acecode(row: Mapping[str, Any], where: str, *, show_test: bool = False)
     }
     if program:
         record["reference"] = program
-        if imports := imports_of_tests(program, tests):
-            record["setup"] = "".join(f"{line}\n" for line in imports)
+    imports = imports_of_tests(program, tests) if program else modules_of_tests(tests)
+    if imports:
+        record["setup"] = "".join(f"{line}\n" for line in imports)
     return record
 
 

@@ -15,9 +15,10 @@ from typing import Any
 from unmask.data.jsonl import parse
 from unmask.data.task import Task
 from unmask.sandbox.inside import values
-from unmask.sandbox.tests import AssertTests, CallTests, Tests, UnitTests
+from unmask.sandbox.tests import AssertTests, CallTests, Tests, num_scored
 
-_BETWEEN = re.compile(r"`?\s*(?:==|=>|->|→|➞|=|#|:|is\b|(?:should )?(?:returns?|gives?|equals?|be)\b)?\s*(?:#\s*)?`?")
+_SAYS = r"(?:should |will |would |must )?(?:returns?|gives?|equals?|outputs?|produces?|yields?|evaluates? to|be)\b"
+_BETWEEN = re.compile(rf"`?\s*(?:==|=>|->|→|➞|=|#|:|is\b|{_SAYS})?\s*(?:#\s*)?`?")
 _COMMENT = re.compile(r"[ \t]*#.*\n\s*")
 _LONGEST = 2000
 """Characters of a call, or of a value, that are looked at."""
@@ -36,8 +37,9 @@ def leaks(task: Task, text: str) -> list[str]:
 def without_leaks(task: Task, text: str) -> tuple[Task, list[str]]:
     """The task without the tests that stand in a text, and what they were.
 
-    Of tests that decide, only the rest is kept; a set with no tests left is gone. Tests that do not decide stay. Tests
-    in a `unittest` class cannot be parted: one that leaks takes its set with it.
+    Of tests that decide, only the rest is kept; a set with no tests left is gone. Tests that do not decide stay while
+    others do: where none of those is left, the task has no tests. Tests in a `unittest` class cannot be parted: one
+    that leaks takes its set with it.
     """
     kept, found = dict(task.tests), []
     for name in task.required_tests:
@@ -49,20 +51,30 @@ def without_leaks(task: Task, text: str) -> tuple[Task, list[str]]:
             kept[name] = rest
     if not found:
         return task, []
-    return replace(task, tests=kept, required=tuple(name for name in task.required if name in kept)), found
+    required = tuple(name for name in task.required if name in kept)
+    if task.required and not required:  # an empty `required` would let tests decide that did not
+        kept = {}
+    return replace(task, tests=kept, required=required), found
 
 
 def num_tests(task: Task) -> int:
-    """How many calls or assertions decide over a task."""
-    return sum(_count(task.tests[name]) for name in task.required_tests)
+    """How many tests decide over a task, as a reward counts them: the assertions of one `check(candidate)` are one."""
+    return sum(num_scored(task.tests[name]) for name in task.required_tests)
 
 
-def _count(tests: Tests) -> int:
-    if isinstance(tests, CallTests):
-        return len(tests.expected)
-    if isinstance(tests, UnitTests):
-        return tests.num_tests
-    return len(_asserts(parse(tests.code)))
+def claims(tests: CallTests | AssertTests) -> list[tuple[tuple[Any, ...], Any] | None]:
+    """What each test says of one call with plain values: (arguments, value); None for one that says something else.
+
+    >>> claims(AssertTests(entry_point="f", code="assert f(1) == 2\\nassert not f(3)\\nassert len(f(4)) == 2"))
+    [((1,), 2), ((3,), False), None]
+    """
+    if isinstance(tests, AssertTests):
+        return [_claim(node.test, {tests.entry_point, "candidate"}) for node in _asserts(parse(tests.code))]
+    return [
+        # a digest stands for a value of megabytes, which nobody writes down
+        None if value.startswith(b"D") else (tuple(arguments), values.decode(value))
+        for arguments, value in zip(values.decode(tests.inputs), tests.expected, strict=True)
+    ]
 
 
 def _without(tests: Tests, text: str) -> tuple[Tests | None, list[str]]:

@@ -8,14 +8,16 @@
     synthetic-hard   the suite's split `hard-train`, as many tasks as are asked for
     FILE.jsonl       anyone's tasks, as `data/jsonl.py` reads them, AceCode's rows too
 
-A task gets in when it shares no ten words in a row with the benchmarks named, and when its own solution passes its
-tests in a fifth of the time that an answer has. Whatever does not is counted.
+A task gets in when it shares no ten words in a row with the benchmarks named, when no one constant passes all its
+tests (to answer it would earn all there is), and when its own solution passes them in a fifth of the time that an
+answer has. Whatever does not is counted.
 """
 
+import contextlib
 import itertools
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,12 @@ from typing import Any
 from unmask.data import files, jsonl, puzzles
 from unmask.data.corpus import Document
 from unmask.data.filters import Filters, FilterSettings
+from unmask.data.leaks import claims
 from unmask.data.synthetic.write import write as write_synthetic
 from unmask.data.task import Task
 from unmask.errors import SandboxError, SettingsError, TaskError, did_you_mean
 from unmask.sandbox.job import Executor, Job
+from unmask.sandbox.tests import UnitTests
 from unmask.sandbox.verdict import Verdict
 from unmask.text.chat import Message
 
@@ -52,7 +56,8 @@ class RlSet:
     """As `data/jsonl.py` reads them."""
 
     dropped: Counter[str]
-    """What was left out, by the reason: tasks; for `p3` puzzles and tests."""
+    """What was left out, by the reason: tasks; for `p3` puzzles and tests too, for AceCode's rows tests too. With a
+    count, solutions behind the last task that was kept are not run, and so not in it."""
 
     num_unchecked: int
     """Tasks without a solution: nothing says that their tests can be passed."""
@@ -69,19 +74,20 @@ def make(
 ) -> RlSet:
     """The set of this name, or of the tasks in a file.
 
-    `count` keeps the first ones; `synthetic-hard` has as many as that. Raises TaskError when nothing is left.
+    `count` keeps the first ones; `synthetic-hard` draws as many as that. Raises TaskError when nothing is left.
     """
     check(name, count=count, seed=seed)
     dropped: Counter[str] = Counter()
     drawn = list(_records(name, executor=executor, count=count, seed=seed or 0, dropped=dropped))
-    apart = list(_apart(drawn, without, dropped))
-    kept = _solvable(apart, executor, dropped, by_test=name == "p3", report=report)
-    if not kept:
+    apart = list(_varied(_apart(drawn, without, dropped), dropped))
+    with contextlib.closing(_solvable(apart, executor, dropped, by_test=name == "p3", report=report)) as solvable:
+        chosen = tuple(itertools.islice(solvable, count))
+    if not chosen:
+        drew = "1 task" if len(drawn) == 1 else f"{len(drawn)} tasks"
         raise TaskError(
-            f"{name}: nothing is left of {len(drawn)} tasks ({_listed(dropped)}); give other tasks, or fewer "
-            "benchmarks to keep them apart from"
+            f"{name}: nothing is left of {drew} ({_listed(dropped)}); give other tasks, or fewer benchmarks to keep "
+            "them apart from"
         )
-    chosen = tuple(kept[:count])
     return RlSet(records=chosen, dropped=+dropped, num_unchecked=sum(not _has_solution(record) for record in chosen))
 
 
@@ -154,7 +160,12 @@ def _records(
     else:
         jsonl.read_tasks(Path(name))  # all of it is looked at before anything is run
         for number, row in files.numbered_records(Path(name)):
-            yield jsonl.from_acecode(row, f"{name}, line {number}") if jsonl.is_acecode(row) else row
+            if jsonl.is_acecode(row):
+                record = jsonl.from_acecode(row, f"{name}, line {number}")
+                dropped["a test that needs more than the function"] += len(row["test_cases"]) - len(record["test_list"])
+                yield record
+            else:
+                yield row
 
 
 # Checking
@@ -173,6 +184,30 @@ def _apart(
             dropped["overlaps a benchmark"] += 1
 
 
+def _varied(records: Iterable[dict[str, Any]], dropped: Counter[str]) -> Iterator[dict[str, Any]]:
+    for record in records:
+        if is_constant(jsonl.task_of(record, record["task_id"])):
+            dropped["one constant passes all its tests"] += 1
+        else:
+            yield record
+
+
+def is_constant(task: Task) -> bool:
+    """Whether all tests that decide over a task expect one value, so that an answer which returns it passes them.
+
+    A test that says something else than the value of one call is taken to want more than that.
+
+    >>> from unmask.sandbox.tests import CallTests
+    >>> tests = {"base": CallTests.of("f", [(1,), (2,)], [True, True])}
+    >>> is_constant(Task(task_id="t", prompt="", tests=tests))
+    True
+    """
+    sets = [task.tests[name] for name in task.required_tests]
+    said = [claim for tests in sets for claim in ([None] if isinstance(tests, UnitTests) else claims(tests))]
+    first = said[0] if said else None
+    return first is not None and all(claim is not None and claim[1] == first[1] for claim in said)
+
+
 def _solvable(
     records: Sequence[dict[str, Any]],
     executor: Executor,
@@ -180,17 +215,18 @@ def _solvable(
     *,
     by_test: bool,
     report: Report | None,
-) -> list[dict[str, Any]]:
-    """Records whose solution passes; `by_test` runs each test on its own, and leaves out the tests that fail."""
+) -> Generator[dict[str, Any], None, None]:
+    """Records whose solution passes; `by_test` runs each test on its own, and leaves out the tests that fail.
+
+    They are run as they are asked for, a few ahead.
+    """
     parts = [_split(record) if by_test else [record] for record in records]
-    jobs = [_job(part) for part in itertools.chain(*parts) if _has_solution(part)]
-    verdicts = _judge(jobs, executor, report)
-    kept = []
-    for record, apart in zip(records, parts, strict=True):
-        passing = [part for part in apart if not _has_solution(part) or _passes(next(verdicts), dropped)]
-        if passing:
-            kept.append(_joined(record, passing) if by_test else record)
-    return kept
+    solved = [part for part in itertools.chain(*parts) if _has_solution(part)]
+    with contextlib.closing(_judge(solved, executor, report)) as verdicts:
+        for record, apart in zip(records, parts, strict=True):
+            passing = [part for part in apart if not _has_solution(part) or _passes(next(verdicts), dropped)]
+            if passing:
+                yield _joined(record, passing) if by_test else record
 
 
 def _split(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -210,15 +246,17 @@ def _job(record: Mapping[str, Any]) -> Job:
     return Job(code=task.reference, tests=task.tests["base"], limits=SOLUTION_LIMITS)
 
 
-def _judge(jobs: Sequence[Job], executor: Executor, report: Report | None) -> Iterator[Verdict]:
-    for done, verdict in enumerate(executor.judge(jobs), 1):
+def _judge(
+    records: Sequence[Mapping[str, Any]], executor: Executor, report: Report | None
+) -> Generator[Verdict, None, None]:
+    for done, verdict in enumerate(executor.judge(map(_job, records)), 1):
         if verdict.status == "sandbox_error":
             raise SandboxError(
-                f"the sandbox failed at solution {done} of {len(jobs)} ({verdict.message}), so nothing is known of it; "
-                "mend the sandbox (`unmask doctor`) and run the command again"
+                f"the sandbox failed at solution {done} of {len(records)} ({verdict.message}), so nothing is known of "
+                "it; mend the sandbox (`unmask doctor`) and run the command again"
             )
         if report is not None:
-            report(done, len(jobs))
+            report(done, len(records))
         yield verdict
 
 

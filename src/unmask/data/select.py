@@ -108,7 +108,7 @@ class Selection:
     """Records that are copies as stubs."""
 
     num_unusable_tests: int = 0
-    """Tests of tasks that stayed which are no asserts, and were left out."""
+    """Tests of tasks that stayed which are no asserts, or use names that nobody gives, and were left out."""
 
     num_never_passed: int = 0
     """Chosen tasks of which no recorded answer passed a single test."""
@@ -398,6 +398,8 @@ class _Written:
             jsonl.task_of(record, where)
         except TaskError:  # no test is left, or they call nothing: counted by its step
             return
+        if "reference" not in record:
+            usable = jsonl.self_contained(usable, record["entry_point"])
         self.num_unusable_tests += len(tests) - len(usable)
         self._keep(record, number, where)
         if self.settings.stubs and (stub := _stub_record(row, record)) is not None:

@@ -5,6 +5,7 @@ from the paper's numbers follows from the size: a network of 7 M parameters take
 times as large, and answers of at most 96 tokens.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from unmask.diffusion.rl_settings import Estimator
@@ -28,7 +29,7 @@ def recipe(folder: Path) -> Recipe:
             GrpoStage(
                 name="cpgrpo",
                 note="The mean reward rises from the first tens of steps on.",
-                model=ModelSettings(source="tiny", config=SHAPE),
+                model=ModelSettings(source="tiny", config=replace(SHAPE, attention="full", mask_id=3)),
                 prompts=PromptSettings(
                     tasks=("synthetic-hard-train:2000",), preset="diffucoder", max_prompt_tokens=320, max_new_tokens=96
                 ),

@@ -4,9 +4,10 @@ The code is the text's one fenced block (`code_format.fenced_code`), with the ta
 such a block, or with one that does not parse, is worth 0 and is not run. All required sets of the task count, test by
 test:
 
-* calls: every call, in one run; one that raises, hangs or ends the process costs itself only (`CallTests.counts_all`);
+* calls: every call, in one run; one that raises, hangs, sleeps or ends the process costs itself only
+  (`CallTests.counts_all`), whichever call it is: each has its share of the task's time;
 * assertions: each `assert` at the top level of the test code is a run of its own, with the statements that are none
-  around it; test code with fewer than two is one test;
+  around it; test code with fewer than two is one test (`sandbox.tests.assertions_apart`);
 * unittest-style tests: one test altogether.
 
 A sandbox that failed is no verdict about the program: the sample is `LOST`, and leaves its group. Programs that are the
@@ -14,20 +15,30 @@ same, on the same tests, are judged once in a batch; a `VerdictCache` as the jud
 """
 
 import ast
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from unmask.data.jsonl import parse
 from unmask.data.task import Task
 from unmask.errors import SettingsError, TaskError
 from unmask.reward.code_format import fenced_code, parses
 from unmask.reward.function import LOST, Judge, LogExtra, text_of
 from unmask.sandbox.job import Job
-from unmask.sandbox.tests import CallTests, Tests, UnitTests
+from unmask.sandbox.tests import CallTests, Tests, UnitTests, assertions_apart, num_scored
 from unmask.sandbox.verdict import Limits, Verdict
 
 NO_CODE = "no_code"
 """What stands for a sandbox status where nothing was run."""
+
+TEST_CPU_SECONDS, TEST_WALL_SECONDS = 2.0, 10.0
+
+_LEAST_WALL_SECONDS = 1.0
+"""What a call has at least, however many there are: less would take a busy machine's pauses for sleep."""
+
+_WALL_OF_CPU = 3.0
+"""Wall-clock seconds for each second of CPU time that a call may use by limits of its own."""
 
 
 class PassFraction:
@@ -35,16 +46,28 @@ class PassFraction:
 
     __name__ = "pass_fraction"
 
-    def __init__(self, judge: Judge, *, all_or_nothing: bool = False, test_cpu_seconds: float = 2.0) -> None:
-        """`all_or_nothing`: 1 for all tests, else 0. `test_cpu_seconds`: of one call or one assertion, within the
-        task's own limits, so that a test that never returns costs the others no more than its share."""
-        if not 0 < test_cpu_seconds < float("inf"):
-            raise SettingsError(
-                f"test_cpu_seconds={test_cpu_seconds} leaves no time for a test; it must be a positive, finite number"
-            )
+    def __init__(
+        self,
+        judge: Judge,
+        *,
+        all_or_nothing: bool = False,
+        test_cpu_seconds: float = TEST_CPU_SECONDS,
+        test_wall_seconds: float = TEST_WALL_SECONDS,
+    ) -> None:
+        """`all_or_nothing`: 1 for all tests, else 0.
+
+        `test_cpu_seconds` and `test_wall_seconds` are those of one call or one assertion, within the task's own limits.
+        Of n calls none gets more than an n-th of those, so that those that never return leave the others theirs. Tests
+        that cannot be told apart have the task's own limits. Calls that bring limits of CPU time keep those, and share
+        the task's: there many that never return may end the run.
+        """
+        for name, seconds in {"test_cpu_seconds": test_cpu_seconds, "test_wall_seconds": test_wall_seconds}.items():
+            if not 0 < seconds < math.inf:
+                raise SettingsError(f"{name}={seconds} leaves no time for a test; it must be a positive, finite number")
         self._judge = judge
         self._all_or_nothing = all_or_nothing
         self._test_cpu_seconds = test_cpu_seconds
+        self._test_wall_seconds = test_wall_seconds
         self._prepared: dict[Tests, list[_Run]] = {}
 
     def __call__(
@@ -94,13 +117,16 @@ class PassFraction:
     def _of_set(self, task: Task, name: str) -> list["_Run"]:
         tests = task.tests[name]
         if tests not in self._prepared:
-            self._prepared[tests] = list(_prepare(tests, seconds=self._test_cpu_seconds))
+            self._prepared[tests] = _prepare(tests)
         if not self._prepared[tests]:
             raise TaskError(
                 f"the tests {name!r} of the task {task.task_id} are empty, so every program would pass them; leave the "
                 "task out, or give it at least one call or assertion"
             )
-        return [run.within(task.limits) for run in self._prepared[tests]]
+        return [
+            run.within(task.limits, cpu_seconds=self._test_cpu_seconds, wall_seconds=self._test_wall_seconds)
+            for run in self._prepared[tests]
+        ]
 
     def _reward(self, verdicts: Sequence[Verdict], runs: Sequence["_Run"]) -> float:
         if not verdicts:
@@ -118,16 +144,39 @@ class _Run:
 
     tests: Tests
     num_tests: int = 1
-    cpu_seconds: float | None = None
-    """Cap of the whole run; None: the task's own."""
+    is_one_test: bool = False
+    """Whether it is a single assertion, which has the limits of a test."""
 
     limits: Limits = Limits()
 
-    def within(self, limits: Limits) -> "_Run":
-        """With a task's limits."""
-        if self.cpu_seconds is not None and self.cpu_seconds < limits.cpu_seconds:
-            limits = replace(limits, cpu_seconds=self.cpu_seconds)
+    def within(self, limits: Limits, *, cpu_seconds: float, wall_seconds: float) -> "_Run":
+        """With a task's limits, and those of one test."""
+        if isinstance(self.tests, CallTests):
+            return self._of_calls(self.tests, limits, cpu_seconds=cpu_seconds, wall_seconds=wall_seconds)
+        if self.is_one_test:
+            cpu_seconds, wall_seconds = min(cpu_seconds, limits.cpu_seconds), min(wall_seconds, limits.wall_seconds)
+            limits = replace(limits, cpu_seconds=cpu_seconds, wall_seconds=wall_seconds)
         return replace(self, limits=limits)
+
+    def _of_calls(self, tests: CallTests, limits: Limits, *, cpu_seconds: float, wall_seconds: float) -> "_Run":
+        """Each call's limits, and a run that is long enough for calls that all reach theirs.
+
+        What the task allows is then left for loading, which happens again behind each call that ended the process.
+        Calls with limits of their own (EvalPlus's, a second and more) keep them, and the task's limits of the run.
+        """
+        if tests.call_cpu_seconds:
+            wall_seconds = max(wall_seconds, _WALL_OF_CPU * max(tests.call_cpu_seconds))
+            return replace(self, tests=replace(tests, call_wall_seconds=wall_seconds), limits=limits)
+        count = self.num_tests
+        cpu_seconds = min(cpu_seconds, limits.cpu_seconds / count)
+        wall_seconds = min(wall_seconds, max(limits.wall_seconds / count, _LEAST_WALL_SECONDS), limits.wall_seconds)
+        longer = replace(
+            limits,
+            cpu_seconds=limits.cpu_seconds + count * cpu_seconds,
+            wall_seconds=limits.wall_seconds + count * wall_seconds,
+        )
+        calls = replace(tests, call_cpu_seconds=(cpu_seconds,) * count, call_wall_seconds=wall_seconds)
+        return replace(self, tests=calls, limits=longer)
 
     def num_passed(self, verdict: Verdict) -> int:
         """Only calls tell how many of them passed; everything else is one test."""
@@ -136,34 +185,20 @@ class _Run:
         return verdict.num_tests if isinstance(self.tests, CallTests) else 0
 
 
-def _prepare(tests: Tests, *, seconds: float) -> list[_Run]:
+def _prepare(tests: Tests) -> list[_Run]:
     """The runs that tell the tests of a set apart; none where it has no tests."""
+    count = num_scored(tests)
     if isinstance(tests, CallTests):
-        count = len(tests.expected)
-        limits = tests.call_cpu_seconds or (seconds,) * count
-        return [_Run(tests=replace(tests, counts_all=True, call_cpu_seconds=limits), num_tests=count)] if count else []
+        return [_Run(tests=replace(tests, counts_all=True), num_tests=count)] if count else []
     if isinstance(tests, UnitTests):
-        return [_Run(tests=tests)] if tests.num_tests > 0 else []
+        return [_Run(tests=tests)] if count else []
     codes = assertions_apart(tests.code)
-    cap = seconds if len(codes) > 1 else None
-    return [_Run(tests=replace(tests, code=code), cpu_seconds=cap) for code in codes]
+    return [_Run(tests=replace(tests, code=code), is_one_test=count > 1 or _is_one_assertion(code)) for code in codes]
 
 
-def assertions_apart(code: str) -> list[str]:
-    """Test code as one program for each of its top-level assertions; all other statements stay with each.
-
-    >>> assertions_apart("x = 1\\nassert f(x) == 2\\nassert f(2) == 3")
-    ['x = 1\\nassert f(x) == 2', 'x = 1\\nassert f(2) == 3']
-    """
-    try:
-        body = ast.parse(code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return [code]  # the sandbox says what is wrong with it
-    places = [place for place, statement in enumerate(body) if isinstance(statement, ast.Assert)]
-    if len(places) <= 1:
-        return [code] if body else []
-    sources = [ast.unparse(statement) for statement in body]
-    return ["\n".join(source for at, source in enumerate(sources) if at == kept or at not in places) for kept in places]
+def _is_one_assertion(code: str) -> bool:
+    """Whether test code that is not parted is a single assertion, and not a `check(candidate)` of many."""
+    return parses(code) and sum(isinstance(node, ast.Assert) for node in ast.walk(parse(code))) == 1
 
 
 def _decisive(verdicts: Sequence[Verdict]) -> Verdict | None:

@@ -20,7 +20,7 @@ from unmask.errors import SettingsError, did_you_mean
 from unmask.reward.code_format import CodeFormat
 from unmask.reward.function import Judge, RewardFunction
 from unmask.reward.length import Length
-from unmask.reward.pass_fraction import PassFraction
+from unmask.reward.pass_fraction import TEST_CPU_SECONDS, TEST_WALL_SECONDS, PassFraction
 
 BUILT_IN = ("pass_fraction", "code_format", "length")
 
@@ -35,8 +35,11 @@ class RewardSettings:
     all_or_nothing: bool = False
     """pass_fraction: 1 for an answer that passes every test, 0 for any other."""
 
-    test_cpu_seconds: float = 2.0
-    """pass_fraction: CPU time of one test, within the task's own limits."""
+    test_cpu_seconds: float = TEST_CPU_SECONDS
+    """pass_fraction: CPU time of one test, within the task's own limits (of n calls each has an n-th of those)."""
+
+    test_wall_seconds: float = TEST_WALL_SECONDS
+    """pass_fraction: wall-clock time of one test, for answers that sleep; within the task's limits likewise."""
 
     length_limit: int | None = None
     """length: tokens from which on the penalty is -1."""
@@ -55,13 +58,15 @@ class RewardSettings:
             if names.count(name) > 1:
                 raise SettingsError(f"reward.functions names {name} twice; name it once, with the sum of the weights")
         uses_tests = "pass_fraction" in names
-        if not uses_tests and (self.all_or_nothing or self.test_cpu_seconds != 2.0):
+        of_tests = (self.all_or_nothing, self.test_cpu_seconds, self.test_wall_seconds)
+        if not uses_tests and of_tests != (False, TEST_CPU_SECONDS, TEST_WALL_SECONDS):
             raise SettingsError(
-                "reward.all_or_nothing and reward.test_cpu_seconds are of the function pass_fraction, which is not "
-                f"among {', '.join(names)}; add it, or leave them as they are"
+                "reward.all_or_nothing, reward.test_cpu_seconds and reward.test_wall_seconds are of the function "
+                f"pass_fraction, which is not among {', '.join(names)}; add it, or leave them as they are"
             )
-        if not 0 < self.test_cpu_seconds < math.inf:
-            raise SettingsError(f"reward.test_cpu_seconds={self.test_cpu_seconds} must be a positive, finite number")
+        for name in ("test_cpu_seconds", "test_wall_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SettingsError(f"reward.{name}={getattr(self, name)} must be a positive, finite number")
         if "length" not in names:
             if self.length_limit is not None or self.length_window is not None:
                 raise SettingsError(
@@ -113,7 +118,12 @@ def find_reward(name: str, *, settings: RewardSettings | None = None, judge: Jud
                 "the reward function pass_fraction runs programs and was given no sandbox; pass an executor, as in "
                 "find_reward(name, judge=open_executor())"
             )
-        return PassFraction(judge, all_or_nothing=settings.all_or_nothing, test_cpu_seconds=settings.test_cpu_seconds)
+        return PassFraction(
+            judge,
+            all_or_nothing=settings.all_or_nothing,
+            test_cpu_seconds=settings.test_cpu_seconds,
+            test_wall_seconds=settings.test_wall_seconds,
+        )
     place, _, function = name.rpartition(":")
     found: RewardFunction = _function_of(_module(place), function, name)
     return found

@@ -7,6 +7,7 @@ replaced when one is lost or cannot be cleaned.
 import contextlib
 import json
 import marshal
+import math
 import signal
 import socket
 import struct
@@ -195,6 +196,18 @@ _LOST = "the jail was lost while the program ran"
 _TAMPERED = "the program changed its judge"
 
 
+@dataclass(slots=True)
+class _OpenCall:
+    """A call that the program has not answered yet; without an index the program loads."""
+
+    index: int | None
+    cpu_seconds: float
+    wall_seconds: float
+    opened: float
+    first_seen: float | None = None
+    """CPU time that the process had spent when somebody first looked."""
+
+
 class Run:
     """One program in its jail, from its start to its end."""
 
@@ -207,8 +220,7 @@ class Run:
         self._started = time.monotonic()
         self._next_look = _FIRST_LOOK
         self._allowed = limits.cpu_seconds
-        self._open_call: tuple[int, float] | None = None
-        self._seen = (-1, 0.0)
+        self._open_call: _OpenCall | None = None
         self.cpu_seconds = 0.0
 
     def __enter__(self) -> "Run":
@@ -241,8 +253,9 @@ class Run:
         """Judge every call apart; the number of calls. Raises Ruling, with the number that passed, unless all did.
 
         `results_from(first)` starts the program anew for the calls from `first` on: a call that raises, hangs or ends
-        the process costs itself only. What all calls share is the run's own limits. A Ruling without an index ends the
-        run (the program does not load; time is up), and what was not called until then has not passed.
+        the process costs itself only, as long as the run's limits, which all calls and loads share, hold out. A Ruling
+        without an index ends the run (the program does not load; time is up), and what was not called until then has
+        not passed.
         """
         total, passed, at = len(tests.expected), 0, 0
         failed: list[Ruling] = []
@@ -276,7 +289,6 @@ class Run:
     def _results_from(self, first: int, code: str, tests: CallTests) -> Iterator[tuple[bool, bytes]]:
         """The results of a fresh process of the program, for the calls from `first` on."""
         self._ended.pop("program", None)
-        self._seen = (-1, 0.0)
         rest = calls_from(first, tests)
         for is_exact, _, data in self.results(code, rest, count=len(rest.expected)):
             yield is_exact, data
@@ -297,14 +309,15 @@ class Run:
             "output_bytes": self._limits.output_bytes,
             "as_set": tests.oracle == "set",
         }
+        wall_seconds = tests.call_wall_seconds or math.inf
         self._start("program", job)
-        self._loaded()
+        with self._open(None, wall_seconds=wall_seconds):
+            self._loaded()
         index = 0
         while True:
-            if tests.counts_all and index < len(tests.call_cpu_seconds):
-                self._open_call = index, tests.call_cpu_seconds[index]
-            kind, payload = self._next("program")
-            self._open_call = None
+            allowed = tests.call_cpu_seconds[index] if index < len(tests.call_cpu_seconds) else math.inf
+            with self._open(index, cpu_seconds=allowed if tests.counts_all else math.inf, wall_seconds=wall_seconds):
+                kind, payload = self._next("program")
             if kind == b"R" and (count is None or index < count) and len(payload) >= _RESULT.size:
                 is_exact, seconds = _RESULT.unpack_from(payload)
                 yield is_exact, seconds, payload[_RESULT.size :]
@@ -314,7 +327,6 @@ class Run:
             elif kind == b"X":
                 raise self._raised(payload, index, _shown_call(tests, index))
             elif kind == b"T":
-                allowed = tests.call_cpu_seconds[index] if index < len(tests.call_cpu_seconds) else 0.0
                 message = f"{_shown_call(tests, index)} took more than {allowed:.3g} s of CPU time"
                 raise Ruling("timeout", message, index)
             else:
@@ -438,18 +450,31 @@ class Run:
             if usage.get(pid, 0.0) >= allowed:
                 raise Ruling("timeout", f"the run took more than {allowed:.3g} s of CPU time")
             if role == "program" and self._open_call is not None:
-                self._look_at_call(*self._open_call, usage.get(pid, 0.0))
+                self._look_at_call(self._open_call, usage.get(pid, 0.0))
             if role == "program" and files > _MAX_FILES:
                 raise Ruling("output", f"the program made more than {_MAX_FILES} files")
         if elapsed >= self._limits.wall_seconds:
             raise Ruling("timeout", f"the run took more than {self._limits.wall_seconds:.3g} s")
 
-    def _look_at_call(self, index: int, allowed: float, spent: float) -> None:
-        """End a call that outlasts its limit by more than one look: a loop that catches the program's own alarm."""
-        if self._seen[0] != index:
-            self._seen = index, spent
-        elif spent - self._seen[1] >= allowed:
-            raise Ruling("timeout", f"a call took more than {allowed:.3g} s of CPU time, and did not let go", index)
+    @contextlib.contextmanager
+    def _open(self, index: int | None, *, wall_seconds: float, cpu_seconds: float = math.inf) -> Iterator[None]:
+        """What the program does meanwhile is one call (None: it loads), with limits of its own."""
+        self._open_call = _OpenCall(index, cpu_seconds, wall_seconds, time.monotonic())
+        try:
+            yield
+        finally:
+            self._open_call = None
+
+    def _look_at_call(self, call: "_OpenCall", spent: float) -> None:
+        """End a call that sleeps, or outlasts its limit by more than one look: a loop that catches its own alarm."""
+        what = "loading the program" if call.index is None else "a call"
+        if call.first_seen is None:
+            call.first_seen = spent
+        elif spent - call.first_seen >= call.cpu_seconds:
+            message = f"{what} took more than {call.cpu_seconds:.3g} s of CPU time, and did not let go"
+            raise Ruling("timeout", message, call.index)
+        if time.monotonic() - call.opened >= call.wall_seconds:
+            raise Ruling("timeout", f"{what} took more than {call.wall_seconds:.3g} s", call.index)
 
     def _end(self, role: str) -> Ended | None:
         """End a child, and leave its jail clean or discarded."""

@@ -11,7 +11,9 @@ Values are builtins (int, float, complex, str, bytes, bool, None, list, tuple, s
 other, stored in the sandbox's wire format (`inside/values.py`). Nothing here is ever executed outside a sandbox.
 """
 
+import ast
 import hashlib
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -48,7 +50,9 @@ class CallTests:
     """CPU limit of each call; empty: the run's limit only."""
     counts_all: bool = False
     """Make every call, also behind one that failed, and count those that pass (`Verdict.num_tests`): for rewards. What
-    a call may use up of the run's limits is up to `call_cpu_seconds`; see `slot.Run.count`."""
+    a call may use up of the run's limits is up to `call_cpu_seconds` and `call_wall_seconds`; see `slot.Run.count`."""
+    call_wall_seconds: float | None = None
+    """Wall-clock limit of each call, and of loading the program, where all are counted; None: the run's limit only."""
 
     def __post_init__(self) -> None:
         if self.oracle not in ORACLES:
@@ -56,6 +60,11 @@ class CallTests:
         if self.call_cpu_seconds and len(self.call_cpu_seconds) != len(self.expected):
             raise SettingsError(
                 f"{len(self.call_cpu_seconds)} time limits were given for {len(self.expected)} calls; give one for each"
+            )
+        if self.call_wall_seconds is not None and not (self.counts_all and 0 < self.call_wall_seconds < float("inf")):
+            raise SettingsError(
+                f"call_wall_seconds={self.call_wall_seconds} has to be a positive, finite number, and is for calls "
+                "that are all counted (counts_all); a run that ends with its first failure has its own wall limit"
             )
 
     @classmethod
@@ -124,11 +133,45 @@ class UnitTests:
 Tests = CallTests | AssertTests | UnitTests
 
 
+def num_scored(tests: Tests) -> int:
+    """How many tests they are to a reward: calls, assertions, or one where they cannot be run apart.
+
+    >>> num_scored(AssertTests(entry_point="f", code="assert f(1)\\nassert f(2)"))
+    2
+    >>> num_scored(AssertTests(entry_point="f", code="def check(c):\\n    assert c(1)\\n    assert c(2)\\ncheck(f)"))
+    1
+    """
+    if isinstance(tests, CallTests):
+        return len(tests.expected)
+    return min(tests.num_tests, 1) if isinstance(tests, UnitTests) else len(assertions_apart(tests.code))
+
+
+def assertions_apart(code: str) -> list[str]:
+    """Test code as one program for each of its top-level assertions; all other statements stay with each.
+
+    Code with fewer than two of them is one program, and code without a statement none.
+
+    >>> assertions_apart("x = 1\\nassert f(x) == 2\\nassert f(2) == 3")
+    ['x = 1\\nassert f(x) == 2', 'x = 1\\nassert f(2) == 3']
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's escapes
+            body = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return [code]  # the sandbox says what is wrong with it
+    places = [place for place, statement in enumerate(body) if isinstance(statement, ast.Assert)]
+    if len(places) <= 1:
+        return [code] if body else []
+    sources = [ast.unparse(statement) for statement in body]
+    return ["\n".join(source for at, source in enumerate(sources) if at == kept or at not in places) for kept in places]
+
+
 def digest_of(tests: Tests) -> str:
     """A hex digest of everything that a verdict depends on in the tests."""
     digest = hashlib.blake2b(type(tests).__name__.encode(), digest_size=16)
     for name in tests.__dataclass_fields__:
-        if name == "counts_all" and not getattr(tests, name):
-            continue  # so that verdicts that were kept before there was this field are still found
+        if name in ("counts_all", "call_wall_seconds") and not getattr(tests, name):
+            continue  # so that verdicts that were kept before there were these fields are still found
         digest.update(repr((name, getattr(tests, name))).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

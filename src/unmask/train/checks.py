@@ -13,8 +13,8 @@ from unmask.train.settings import Stage, StageSettings, as_record, differences, 
 
 _log = logging.getLogger(__name__)
 
-_FREE: tuple[tuple[str, ...], ...] = (("note",), ("run",), ("evaluation",))
-"""Settings that may differ at a resume: they decide how and not what."""
+_FREE: tuple[tuple[str, ...], ...] = (("note",), ("run",), ("evaluation",), ("guard",), ("card_every",))
+"""Settings that may differ at a resume: they decide how, how long and what is shown, and not what is learned."""
 
 _TUNED: tuple[tuple[str, ...], ...] = (("optimiser", "lr"), ("optimiser", "muon_lr"), ("clip_norm",))
 """Those that may be changed on the way, as after a loss that was not a number; it is said in the log."""

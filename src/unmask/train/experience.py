@@ -11,16 +11,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unmask.diffusion.policy_gradient import advantages, has_spread
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, DataError, TrajectoryError
 from unmask.train.grpo_settings import GrpoStage
 from unmask.train.prompts import Prompts
-from unmask.train.rollout import Rollout, load_rollouts, save_rollouts
+from unmask.train.rollout import Rollout, load_rollouts, measure, save_rollouts, summary
 
 _ROLLOUTS, _REWARDS, _SCORES = "rollouts.jsonl", "rewards.json", "old_scores.safetensors"
 
@@ -35,6 +37,9 @@ class Judged:
     by_function: Mapping[str, tuple[float | None, ...]]
     outcomes: Mapping[str, int] = field(default_factory=dict)
     """How the programs ended, counted."""
+
+    problem: str = ""
+    """Why none of them could be judged."""
 
 
 @dataclass(kw_only=True)
@@ -115,7 +120,10 @@ def save_experience(folder: Path, experience: Experience) -> None:
     }
     (folder / _REWARDS).write_text(json.dumps(record), encoding="utf-8")
     scores = {f"{iteration}/{answer}": value for (iteration, answer), value in experience.old_scores.items()}
-    save_file({name: value.contiguous().cpu() for name, value in scores.items()}, folder / _SCORES)
+    try:
+        save_file({name: value.contiguous().cpu() for name, value in scores.items()}, folder / _SCORES)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
 
 
 def load_experience(folder: Path, prompts: Prompts, stage: GrpoStage) -> Experience | None:
@@ -130,12 +138,45 @@ def load_experience(folder: Path, prompts: Prompts, stage: GrpoStage) -> Experie
             outcomes=record["outcomes"],
         )
         scores = load_file(folder / _SCORES)
-    except (OSError, ValueError, KeyError) as error:
+        rollouts = load_rollouts(folder / _ROLLOUTS, prompts)
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError, TrajectoryError) as error:
         raise CheckpointError(
             f"{folder} is damaged ({error}); delete it, and the one before it is resumed from"
         ) from None
-    experience = weigh(record["number"], load_rollouts(folder / _ROLLOUTS, prompts), judged, stage)
+    experience = weigh(record["number"], rollouts, judged, stage)
     for name, value in scores.items():
         iteration, _, answer = name.partition("/")
         experience.old_scores[int(iteration), int(answer)] = value
     return experience
+
+
+# As numbers
+
+
+def describe(experience: Experience, *, group: int) -> dict[str, Any]:
+    """What the log says of a phase."""
+    judged, rollouts = experience.judged, experience.rollouts
+    entropies = [commit.entropy for rollout in rollouts for step in rollout.trajectory.steps for commit in step.commits]
+    mean, deviation = _moments(judged.totals, group)
+    record: dict[str, Any] = {"reward": mean, "reward_std": deviation}
+    for name, values in judged.by_function.items():
+        record[f"rewards/{name}/mean"], record[f"rewards/{name}/std"] = _moments(values, group)
+    record["frac_reward_zero_std"] = 1 - float(experience.has_spread_P.double().mean())
+    record["dropped"] = sum(total is None for total in judged.totals)
+    record |= summary([measure(rollout) for rollout in rollouts])
+    record["entropy"] = sum(entropies) / len(entropies) if entropies else None
+    return record | {f"sandbox/{status}": count for status, count in sorted(judged.outcomes.items())}
+
+
+def _moments(values: Sequence[float | None], group: int) -> tuple[float, float]:
+    """The mean of all, and the mean over groups of their standard deviations (TRL's reward_std); None is left out."""
+    known = [value for value in values if value is not None]
+    deviations = []
+    for at in range(0, len(values), group):
+        inside = torch.tensor([value for value in values[at : at + group] if value is not None], dtype=torch.float64)
+        if len(inside) > 1:
+            deviations.append(float(inside.std()))
+    mean = sum(known) / len(known) if known else math.nan
+    return mean, sum(deviations) / len(deviations) if deviations else math.nan

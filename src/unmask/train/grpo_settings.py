@@ -5,7 +5,7 @@ One rollout asks `prompts_per_step` prompts for `rollout.num_generations` answer
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from unmask.diffusion.rl_settings import (
     Baseline,
@@ -16,10 +16,13 @@ from unmask.diffusion.rl_settings import (
     check_clipping,
     check_group,
 )
+from unmask.errors import did_you_mean
 from unmask.reward.settings import RewardSettings
 from unmask.train.prompts import PromptSettings
 from unmask.train.rollout import RolloutSettings
 from unmask.train.settings import Stage, require
+
+NoSpread = Literal["filter", "keep", "redraw"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,7 @@ class PolicySettings:
     """Optimiser steps per rollout (μ), each with fresh masks."""
 
     beta: float = 0.01
-    """Weight of the KL divergence from the reference policy; 0: there is none."""
+    """Weight of the KL divergence from the reference policy; 0: there is none, and what follows about it is idle."""
 
     kl: KlEstimator = "k3"
     sync_every: int = 64
@@ -65,7 +68,7 @@ class PolicySettings:
     mask_truncated: bool = False
     """Leave answers that never end out of the loss (TRL's mask_truncated_completions)."""
 
-    no_spread: Literal["filter", "keep", "redraw"] = "filter"
+    no_spread: NoSpread = "filter"
     """What happens to a group whose rewards are all the same and teach nothing."""
 
     redraws: int = 0
@@ -78,6 +81,15 @@ class PolicySettings:
         for name, least in (("iterations", 1), ("sync_every", 0), ("redraws", 0), ("patience", 1)):
             given = getattr(self, name)
             require(given >= least, f"policy.{name}={given} must be at least {least}")
+        for name, kind in (
+            ("baseline", Baseline),
+            ("scale", Scale),
+            ("loss_type", LossType),
+            ("kl", KlEstimator),
+            ("no_spread", NoSpread),
+        ):
+            chosen, known = getattr(self, name), get_args(kind)
+            require(chosen in known, f"policy.{name}={chosen} is not known; {did_you_mean(str(chosen), known)}")
         check_clipping(self.epsilon, self.epsilon_high, self.delta)
         require(self.beta >= 0, f"policy.beta={self.beta} would reward distance from the reference; it must be >= 0")
         require(0 < self.sync_share <= 1, f"policy.sync_share={self.sync_share} lies outside (0, 1]")
@@ -100,7 +112,7 @@ class GuardSettings:
     """Rollouts over which the reward is averaged."""
 
     reward_drop: float = 0.5
-    """Share of its best average by which the reward may fall."""
+    """Share of its best average by which the reward may fall; an average that was never above 0 stops nothing."""
 
     max_kl: float = 10.0
     """Nats per token from the reference, averaged over an optimiser step."""
@@ -113,7 +125,11 @@ class GuardSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoStage(Stage):
-    """One stage of reinforcement learning."""
+    """One stage of reinforcement learning.
+
+    Every step is logged and the held-out loss is none of its measures, so `run.log_every`, `evaluation.documents` and
+    `evaluation.samples` say nothing here.
+    """
 
     prompts: PromptSettings = field(default_factory=PromptSettings)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
@@ -136,6 +152,11 @@ class GrpoStage(Stage):
         require(self.micro_answers >= 1, f"micro_answers={self.micro_answers} must be at least 1")
         require(self.card_every >= 0, f"card_every={self.card_every} must be at least 0")
         check_group(self.rollout.num_generations, self.policy.baseline)
+        require(
+            not self.evaluation.tasks or self.evaluation.tasks not in self.prompts.tasks,
+            f"prompts.tasks and evaluation.tasks both name {self.evaluation.tasks}: pass@1 would be that of tasks that "
+            "were learned from; measure it on others",
+        )
 
     @property
     def answers_per_step(self) -> int:

@@ -37,7 +37,7 @@ class Guard:
         if self._best > 0 and mean < (1 - self.settings.reward_drop) * self._best:
             self.reason = (
                 f"the reward fell to {mean:.3g}, the mean of {len(self._rewards)} rollouts, from {self._best:.3g}; "
-                "begin anew with a lower optimiser.lr or a higher policy.beta, or raise guard.reward_drop"
+                "begin anew with a lower optimiser.lr or a higher policy.beta, or go on with a higher guard.reward_drop"
             )
 
     def see_kl(self, kl: float) -> None:

@@ -1,9 +1,13 @@
 """Answers to rewards: the reward functions of a stage, called as TRL calls them, on what the policy wrote."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from unmask.errors import SandboxError
 from unmask.reward.combine import combine
+from unmask.reward.function import name_of
 from unmask.reward.settings import RewardSettings, open_rewards
 from unmask.sandbox.job import Executor
 from unmask.train.experience import Judged
@@ -21,10 +25,29 @@ class RewardJudge:
     """Judges answers; identical programs of a task are run once."""
 
     def __init__(self, settings: RewardSettings, executor: Executor) -> None:
+        self.settings = settings
         self._functions = open_rewards(settings, executor)
 
     def __call__(self, rollouts: Sequence[Rollout], *, step: int) -> Judged:
-        """The rewards, in order. Raises what `combine` raises."""
+        """The rewards, in order. Raises what `combine` raises, but where the sandbox failed for all of them: a rank's
+        share may be the answers to a single task, and whether that is the end is for the whole phase to say."""
+        try:
+            return self._judge(rollouts, step)
+        except SandboxError as error:
+            nothing = (None,) * len(rollouts)
+            return Judged(
+                totals=nothing,
+                by_function={name_of(function): nothing for function, _ in self._functions},
+                outcomes={"sandbox_error": len(rollouts)},
+                problem=str(error),
+            )
+
+    def identity(self) -> dict[str, str]:
+        """A hash of each file that rewards come from."""
+        files = {Path(name.rpartition(":")[0]) for name, _ in self.settings.weighted if ".py:" in name}
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+
+    def _judge(self, rollouts: Sequence[Rollout], step: int) -> Judged:
         texts = [rollout.text for rollout in rollouts]
         is_chat = [rollout.item.rendered.is_chat for rollout in rollouts]
         rewards = combine(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unmask.diffusion.corrupt import stratified_levels
-from unmask.errors import NumericsError
+from unmask.errors import NumericsError, UnmaskError
 from unmask.train import state
 from unmask.train.checks import check_blocks, check_data, check_rows, checkpoint_to_resume
 from unmask.train.heldout import heldout_loss
@@ -216,7 +216,12 @@ class _Run:
         return Outcome(folder=self.folder / "final", step=self.step, is_done=True, last=self.last)
 
     def _evaluate(self, log: MetricsLog | None) -> None:
-        self.last = self.evaluate()
+        try:
+            self.last = self.evaluate()
+        except UnmaskError as error:  # on every rank
+            self.owes_evaluation = True
+            self.save()
+            raise type(error)(f"{error} (step {self.step} is saved; go on with --resume)") from None
         self.owes_evaluation = False
         if log is not None and self.last:
             log.write(self.step, self.last)

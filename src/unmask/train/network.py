@@ -6,7 +6,7 @@ them. Everything drawn here is a function of (seed, parameter name), so every ra
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from unmask.model.checkpoint import load_folder, read_config
 from unmask.model.config import ModelConfig
 from unmask.model.gguf import GGUFFile, load_gguf
 from unmask.model.lora import LoraSettings, add_lora, load_adapter_weights
+from unmask.model.table import Defaults
 from unmask.seeds import derive_seed
 from unmask.text.gguf_tokenizer import tokenizer_from_gguf
 from unmask.text.tokenizer import Tokenizer
@@ -38,6 +39,8 @@ class Network:
     backbone: Backbone
     tokenizer: Tokenizer
     source: str
+    defaults: Defaults = field(default_factory=Defaults)
+    """What the model table says that the source is best used with."""
 
 
 def build_network(settings: ModelSettings, *, kind: Kind, lora: LoraSettings | None, seed: int) -> Network:
@@ -54,10 +57,10 @@ def build_network(settings: ModelSettings, *, kind: Kind, lora: LoraSettings | N
         assert settings.config is not None
         tokenizer = _tokenizer(settings.tokenizer)
         backbone = fresh_backbone(_turned(settings.config, settings, tokenizer, kind), seed=seed)
-        source = "from nothing"
+        source, defaults = "from nothing", Defaults()
     else:
         found = hub.resolve(settings.source)
-        source = found.name
+        source, defaults = found.name, found.defaults
         if found.path.is_dir():
             backbone = load_folder(found.path, dtype=torch.float32, device=torch.device("cpu"))
             tokenizer = _tokenizer(settings.tokenizer or str(found.path))
@@ -91,7 +94,7 @@ def build_network(settings: ModelSettings, *, kind: Kind, lora: LoraSettings | N
         add_lora(backbone, lora, seed=seed)
         if settings.adapter:
             load_adapter_weights(backbone, Path(settings.adapter), lora)
-    return Network(backbone=backbone.train(), tokenizer=tokenizer, source=source)
+    return Network(backbone=backbone.train(), tokenizer=tokenizer, source=source, defaults=defaults)
 
 
 def planned_config(settings: ModelSettings, *, before: ModelConfig | None) -> ModelConfig:

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from unmask.errors import SettingsError
+from unmask.errors import SettingsError, UnmaskError
 from unmask.train.settings import Parallel
 
 Layout = Literal["none", "ddp", "fsdp"]
@@ -135,6 +135,13 @@ def gather_objects(value: Any, world: World) -> list[Any]:
     out: list[Any] = [None] * world.size
     dist.all_gather_object(out, value)
     return out
+
+
+def raise_together(problem: UnmaskError | None, world: World) -> None:
+    """Raise the first problem that a rank has on every rank, so that none waits for one that is gone."""
+    found = next((one for one in gather_objects(problem, world) if one is not None), None)
+    if found is not None:
+        raise found
 
 
 def wait_for_all(world: World) -> None:

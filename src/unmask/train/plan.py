@@ -199,11 +199,13 @@ def make_grpo_plan(
     )
     phases = -(-steps // iterations)
     only_forward = (1 - 1 / iterations) + has_reference  # the old policy in all iterations but the first
+    whole = replace(config, attention="full", block_length=None)  # decoding has no clean copy beside the canvas
+    decoding = model_flops(whole, length, masked_share=share, lora=None).forward
     copy = (2 if bfloat16 else 4) * plan.parameters.total
     average = plan.memory.ema * (2 if ema and has_reference else 1)
     return replace(
         plan,
-        decoding_flops=phases * answers * forwards * length * plan.flops_per_token.forward / _copies(config) ** 2,
+        decoding_flops=phases * answers * forwards * length * decoding,
         scoring_flops=plan.tokens * only_forward * plan.flops_per_token.forward,
         memory=replace(plan.memory, ema=average, working_weights=plan.memory.working_weights + copy),
     )

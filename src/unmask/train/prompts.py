@@ -23,7 +23,7 @@ from unmask.data.synthetic.compositions import SPLITS
 from unmask.data.synthetic.tasks import make_tasks
 from unmask.data.task import Task
 from unmask.errors import SettingsError, TaskError
-from unmask.evaluate.benchmarks import Benchmark, load, synthetic
+from unmask.evaluate.benchmarks import Benchmark, is_file, load, needed_files, synthetic
 from unmask.evaluate.generate import encode_prompts
 from unmask.evaluate.prompts import Rendered, find_preset, preset_for, render
 from unmask.sandbox.job import Executor
@@ -171,6 +171,17 @@ def open_prompts(settings: PromptSettings, model: "Model", *, seed: int, executo
     )
     _tell(prompts, of=items, room=room, settings=settings)
     return prompts
+
+
+def check_sources(settings: PromptSettings) -> None:
+    """Refuse names of no source and files that are not there or hold no task, before there is a model to ask."""
+    for source in settings.tasks:
+        found = _RANGE.fullmatch(source)
+        name = found["name"] if found else source
+        if is_file(name):
+            load(name, limit=1)
+        else:
+            needed_files(name)
 
 
 def load_tasks(source: str, *, executor: Executor) -> Benchmark:

@@ -4,6 +4,7 @@ Every loop has one. It says nothing of data or of losses; it builds, saves, load
 """
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from unmask.errors import SettingsError
+from unmask.errors import SettingsError, UnmaskError
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import save_folder
 from unmask.model.lora import lora_layers, save_adapter
@@ -25,7 +26,7 @@ from unmask.train import state
 from unmask.train.ema import Ema
 from unmask.train.network import Network, build_network
 from unmask.train.optimiser import build_optimiser, set_lr
-from unmask.train.parallel import World, add_gradients, add_up, clip_gradients, shard, wait_for_all
+from unmask.train.parallel import World, add_gradients, add_up, clip_gradients, raise_together, shard, wait_for_all
 from unmask.train.schedule import lr_factor
 from unmask.train.settings import Kind, Stage, as_record
 from unmask.train.step import Trainee
@@ -110,13 +111,18 @@ class Rig:
         return bool(add_up(torch.tensor(float(value), device=self.world.device), self.world))
 
     def evaluate(self, evaluator: Evaluator | None, *, step: int) -> dict[str, float]:
-        """What the evaluator of the first rank finds, on the first rank; the others wait for it."""
+        """What the evaluator of the first rank finds, on the first rank; the others wait for it, and raise what it
+        raises."""
         found: dict[str, float] = {}
+        problem: UnmaskError | None = None
         plain = self.plain()
         if plain is not None and evaluator is not None:
             plain.to(self.world.device)
-            found |= evaluator(plain, self.tokenizer, step=step, folder=self.folder)
-        wait_for_all(self.world)
+            try:
+                found |= evaluator(plain, self.tokenizer, step=step, folder=self.folder)
+            except UnmaskError as error:
+                problem = error
+        raise_together(problem, self.world)
         return found
 
     # What is copied and written
@@ -152,10 +158,13 @@ class Rig:
                 save_adapter(self.network.backbone, adapter, self.stage.lora, base_name=self.network.source)
             plain = self.plain()
         if plain is not None:
-            target = self.folder / name
-            target.mkdir(parents=True, exist_ok=True)
-            self.tokenizer.save(target)
-            save_folder(plain, target)
+            target, partial = self.folder / name, self.folder / f".{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            self.tokenizer.save(partial)
+            save_folder(plain, partial)
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
         wait_for_all(self.world)
 
 

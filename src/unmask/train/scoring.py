@@ -56,7 +56,10 @@ def log_probs(
     scored as it was drawn from.
     """
     is_scored_KBL = views.weight_KBL != 0
-    view_N, answer_N = is_scored_KBL.any(-1).nonzero(as_tuple=True)
+    is_needed_KB = is_scored_KBL.any(-1)
+    if not is_needed_KB.any():  # few masks may hide nothing; the forward is made all the same, for other ranks wait
+        is_needed_KB[0, 0] = True
+    view_N, answer_N = is_needed_KB.nonzero(as_tuple=True)
     ids_NL, document_NL = packed.ids_BL[answer_N], packed.document_BL[answer_N]
     is_scored_NL = is_scored_KBL[view_N, answer_N]
     inputs = lay_out(ids_NL, document_NL, views.is_masked_KBL[view_N, answer_N], is_scored_NL, config=config)

@@ -34,9 +34,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, UnmaskError
 from unmask.train.ema import Ema
 from unmask.train.parallel import World, gather_objects, wait_for_all
 from unmask.train.settings import differences
@@ -130,7 +131,7 @@ def save(folder: Path, meta: Meta, trained: Trained, *, world: World, keep: int,
             _write_meta(partial / _META, meta)
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
-    except (OSError, RuntimeError, CheckpointException) as error:
+    except (OSError, RuntimeError, CheckpointException, UnmaskError) as error:
         problem = _reason(error)
     _agree(problem, target, partial, world)
     if world.is_first:
@@ -175,12 +176,13 @@ def whole_weights(module: nn.Module, world: World) -> dict[str, Tensor]:
     return {name: value for name, value in whole.items() if isinstance(value, Tensor)}
 
 
-def weights_everywhere(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter, gathered from the shards on every rank, where the module lives."""
-    if not isinstance(module, FSDPModule):
-        return {name: value.detach() for name, value in module.state_dict().items()}
-    whole = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
-    return {name: value for name, value in whole.items() if isinstance(value, Tensor)}
+def weights_everywhere(module: nn.Module, *, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every parameter in a precision, gathered from the shards on every rank: one at a time, so that only the result
+    is ever whole."""
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().to(dtype)
+        for name, value in module.state_dict().items()
+    }
 
 
 def _made_room(folder: Path, partial: Path) -> str:

@@ -1,9 +1,10 @@
 """A rollout card as one HTML file: a prompt, the answers to it, and what reinforcement learning made of each token.
 
-Under each token stand the letter of the mask that hid it (`a` or `b`, the two halves of a pair; `·` where every view
-hides it, or none does), its score before the phase, and how far the phase moved it. A token that the clipping holds
-back is marked `|`. Like the evaluation's page it needs no script and no network, says nothing by colour alone, and
-treats every text in it as hostile.
+Under each token stand the letter of the mask that hid it, its score before the phase, and how far the phase moved it.
+The letters are `a` and `b`, the first pair's two views, if each hides just what the other shows; of other views, as
+`elbo` and `decoupled` have, none is meant, and there stands a `·`. A token that the clipping holds back is marked `|`.
+Like the evaluation's page it needs no script and no network, says nothing by colour alone, and treats every text in it
+as hostile.
 """
 
 from collections.abc import Iterator
@@ -47,9 +48,16 @@ def page(card: "Card") -> str:
 
 
 def _legend(card: "Card") -> str:
+    paired = [_first_pair(answer) is not None for answer in card.answers]
+    if all(paired):
+        mask = "which of the first pair's two masks hid it (a or b)"
+    elif any(paired):
+        mask = "which of the first pair's two masks hid it (a or b; · in answers that they do not part in two)"
+    else:
+        mask = "· (no letter: the estimator's first masks do not part the answer in two)"
     return (
-        f"Scores by the estimator {card.estimator}, in nats. Under each token: which of the two masks hid it, its "
-        "score before the phase, and the change by it; | marks a token that the clipping holds."
+        f"Scores by the estimator {card.estimator}, in nats. Under each token: {mask}, its score before the phase, and "
+        "the change by it; | marks a token that the clipping holds."
     )
 
 
@@ -70,9 +78,10 @@ def _verdict(answer: "CardAnswer") -> str:
 
 
 def _tokens(answer: "CardAnswer") -> Iterator[str]:
+    pair = _first_pair(answer)
     for place, piece in enumerate(answer.pieces):
         old, new = answer.old_scores[place], answer.scores[place]
-        letter = _letter(answer, place)
+        letter = "·" if pair is None else "a" if pair[0][place] else "b"
         change = f"{new - old:+.{_SHOWN}f}{'|' if answer.is_clipped[place] else ''}"
         moved = "up" if new > old else "down" if new < old else ""
         yield (
@@ -81,11 +90,15 @@ def _tokens(answer: "CardAnswer") -> Iterator[str]:
         )
 
 
-def _letter(answer: "CardAnswer", place: int) -> str:
-    """The half of the first pair that hides a token: views that hide some of an answer and not all of it."""
-    halves = [view for view in answer.is_masked if not all(view)][:2]
-    hiding = [letter for letter, view in zip("ab", halves, strict=False) if view[place]]
-    return hiding[0] if len(hiding) == 1 else "·"
+def _first_pair(answer: "CardAnswer") -> tuple[tuple[bool, ...], tuple[bool, ...]] | None:
+    """The first two views that come in pairs, if each hides just what the other shows.
+
+    Of an odd number of views the first stands alone: `coupled` has one that hides all, and then its pairs.
+    """
+    views = answer.is_masked[len(answer.is_masked) % 2 :][:2]
+    if len(views) < 2 or any(a == b for a, b in zip(*views, strict=True)):
+        return None
+    return views[0], views[1]
 
 
 def _visible(piece: str) -> str:
