@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -771,6 +772,13 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         write("train", 1, seed=0, path=tmp_path / "no" / "x", format="text", executor=SilentExecutor())
     assert f"there is no folder {tmp_path / 'no'} for x; make it" in str(caught.value)
+
+
+def test_what_is_no_file_is_never_renamed_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingsError, match="pipe is there already and is no file; give another output file"):
+        write("train", 1, seed=0, path=tmp_path / "pipe", format="text", executor=None)  # type: ignore[arg-type]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_file_that_would_be_packed_is_refused(tmp_path: Path) -> None:

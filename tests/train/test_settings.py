@@ -66,7 +66,7 @@ def test_every_recipe_says_what_a_reader_must_know(name: str, tmp_path: Path) ->
     assert len({stage.name for stage in recipe.stages}) == len(recipe.stages) > 0
     for stage in recipe.stages:
         assert stage.note, f"{stage.name}: what it is for, and what to expect of its loss"
-        assert stage.data.train
+        assert stage.data.train if isinstance(stage, StageSettings) else stage.prompts.tasks
         assert json.loads(json.dumps(as_record(stage)))["name"] == stage.name
 
 

@@ -35,6 +35,8 @@ def write(
         raise SettingsError(f"there is no folder {path.parent} for {path.name}; make it, or give another output file")
     if path.suffix == ".gz":
         raise SettingsError(f"{path} would hold plain JSON lines; give a name without .gz, and pack the file yourself")
+    if path.exists() and not path.is_file():  # a device would be renamed over
+        raise SettingsError(f"{path} is there already and is no file; give another output file")
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     written = 0
     try:
