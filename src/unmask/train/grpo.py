@@ -59,7 +59,7 @@ from unmask.train.grpo_settings import GrpoStage
 from unmask.train.guard import Guard
 from unmask.train.judge import RewardJudge
 from unmask.train.learner import Learner
-from unmask.train.metrics import ConsoleSink, MetricsLog, open_sinks, peak_memory
+from unmask.train.metrics import MetricsLog, peak_memory
 from unmask.train.parallel import World, gather_objects, raise_together, wait_for_all
 from unmask.train.prompts import open_prompts
 from unmask.train.rig import Evaluator, Outcome, Rig, copied, terminated, write_json
@@ -244,22 +244,8 @@ class _Run:
 
     def go(self, is_terminated: Callable[[], bool]) -> Outcome:
         """Every step that is left; on the first rank with a log."""
-        if not self.world.is_first:
-            return self._go(None, is_terminated)
-        stage = self.stage
-        sinks = open_sinks(
-            stage.run.sinks,
-            folder=self.folder,
-            run=f"{self.folder.parent.name}-{stage.name}",
-            settings=as_record(stage),
-            first_step=self.step,
-        )
-        console = [] if self.quiet else [ConsoleSink(total_steps=stage.steps)]
-        log = MetricsLog(self.folder / "metrics.jsonl", first_step=self.step, sinks=[*console, *sinks])
-        try:
+        with self.rig.log(first_step=self.step, quiet=self.quiet) as log:
             return self._go(log, is_terminated)
-        finally:
-            log.close()
 
     def _go(self, log: MetricsLog | None, is_terminated: Callable[[], bool]) -> Outcome:
         stage = self.stage

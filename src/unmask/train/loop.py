@@ -25,7 +25,7 @@ from unmask.errors import NumericsError, UnmaskError
 from unmask.train import state
 from unmask.train.checks import check_blocks, check_data, check_rows, checkpoint_to_resume
 from unmask.train.heldout import heldout_loss
-from unmask.train.metrics import ConsoleSink, MetricsLog, matmul_peak, open_sinks, peak_memory
+from unmask.train.metrics import MetricsLog, matmul_peak, peak_memory
 from unmask.train.pace import Pace
 from unmask.train.parallel import World, add_up, gather_objects, loss_scale, wait_for_all
 from unmask.train.plan import model_flops
@@ -168,22 +168,8 @@ class _Run:
 
     def go(self, is_terminated: Callable[[], bool]) -> Outcome:
         """Every step that is left; on the first rank with a log."""
-        if not self.world.is_first:
-            return self._go(None, is_terminated)
-        stage = self.stage
-        sinks = open_sinks(
-            stage.run.sinks,
-            folder=self.folder,
-            run=f"{self.folder.parent.name}-{stage.name}",
-            settings=as_record(stage),
-            first_step=self.step,
-        )
-        console = [] if self.quiet else [ConsoleSink(total_steps=stage.steps)]
-        log = MetricsLog(self.folder / "metrics.jsonl", first_step=self.step, sinks=[*console, *sinks])
-        try:
+        with self.rig.log(first_step=self.step, quiet=self.quiet) as log:
             return self._go(log, is_terminated)
-        finally:
-            log.close()
 
     def _go(self, log: MetricsLog | None, is_terminated: Callable[[], bool]) -> Outcome:
         stage = self.stage

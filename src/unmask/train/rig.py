@@ -24,6 +24,7 @@ from unmask.model.packed import multiplies_bfloat16
 from unmask.text.tokenizer import Tokenizer
 from unmask.train import state
 from unmask.train.ema import Ema
+from unmask.train.metrics import ConsoleSink, MetricsLog, open_sinks
 from unmask.train.network import Network, build_network
 from unmask.train.optimiser import build_optimiser, set_lr
 from unmask.train.parallel import World, add_gradients, add_up, clip_gradients, raise_together, shard, wait_for_all
@@ -85,6 +86,27 @@ class Rig:
                 f"{name}={length} is longer than the network's context of {self.config.max_positions}; "
                 f"set {name}={self.config.max_positions} or less"
             )
+
+    @contextmanager
+    def log(self, *, first_step: int, quiet: bool) -> Iterator[MetricsLog | None]:
+        """The file of metrics and its sinks, on the first rank; None on the others."""
+        if not self.world.is_first:
+            yield None
+            return
+        stage = self.stage
+        sinks = open_sinks(
+            stage.run.sinks,
+            folder=self.folder,
+            run=f"{self.folder.parent.name}-{stage.name}",
+            settings=as_record(stage),
+            first_step=first_step,
+        )
+        console = [] if quiet else [ConsoleSink(total_steps=stage.steps)]
+        log = MetricsLog(self.folder / "metrics.jsonl", first_step=first_step, sinks=[*console, *sinks])
+        try:
+            yield log
+        finally:
+            log.close()
 
     def set_lr(self, step: int) -> None:
         """The learning rate that the schedule has for a step."""
