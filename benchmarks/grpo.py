@@ -67,7 +67,7 @@ class RandomAnswers:
 
     def _answer(self, request: Request, generator: torch.Generator) -> Rollout:
         length = int(torch.randint(self.room // 2, self.room + 1, (), generator=generator))
-        ids = torch.randint(5, self.words, (length,), generator=generator).tolist()
+        ids = torch.randint(300, self.words, (length,), generator=generator).tolist()  # behind the bytes and the mask
         first = len(request.item.ids)
         commits = [Commit(0, first + place, token, 0.5, 1.0) for place, token in enumerate(ids)]
         return Rollout(
