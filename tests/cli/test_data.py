@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from unmask.cli import data as cli
+from unmask.cli import data_terminal
 from unmask.data import corpus, files
 from unmask.data.files import DataFile
 from unmask.data.jsonl import read_tasks
@@ -85,7 +86,7 @@ def test_a_table_on_a_terminal_prints_brackets_as_they_are(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("NO_COLOR", "1")
-    cli._print_table(["file", "path"], [["a.jsonl", "/data/[red]/a.jsonl"]])
+    data_terminal.print_table(["file", "path"], [["a.jsonl", "/data/[red]/a.jsonl"]])
     assert capsys.readouterr().out.split() == ["file", "path", "a.jsonl", "/data/[red]/a.jsonl"]
 
 
@@ -384,7 +385,7 @@ def test_a_build_on_a_terminal_draws_a_bar(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
-    with cli._counting() as tell:
+    with data_terminal.counting() as tell:
         tell("reading a[b].jsonl", 5, 9)
     assert "reading a[b].jsonl" in terminal.getvalue()
     assert "5/9" in terminal.getvalue()

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shutil
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -29,11 +30,12 @@ from unmask.sandbox.job import Job as Program
 from unmask.sandbox.verdict import Verdict
 from unmask.text.tokenizer import Tokenizer
 from unmask.train import grpo, learner, state
+from unmask.train.experience import Experience
 from unmask.train.grpo import _Run, train_grpo
 from unmask.train.grpo_settings import GrpoStage, GuardSettings, PolicySettings
 from unmask.train.metrics import CLOCK, read_metrics
 from unmask.train.optimiser import OptimiserSettings
-from unmask.train.parallel import World
+from unmask.train.parallel import Layout, World
 from unmask.train.prompts import PromptSettings
 from unmask.train.rig import Outcome
 from unmask.train.rollout import LocalRollouts, Request, Rollout, RolloutSettings
@@ -43,6 +45,9 @@ from unmask.train.settings import EvaluationSettings, ModelSettings, RunSettings
 from training_runs import LORA, SHAPE, assert_same_bits, kill, start, together, wait, weights
 
 REWARDS = '''
+from pathlib import Path
+import torch
+
 calls = []
 
 def low_ids(completion_ids, **columns):
@@ -74,6 +79,29 @@ def same_at_one(completion_ids, trainer_state, **columns):
 def logged(completion_ids, log_extra, **columns):
     log_extra("sandbox", ["passed"] * len(completion_ids))
     return low_ids(completion_ids)
+
+def flat_on_most(completion_ids, task_id, **columns):
+    """Answers are all worth the same but to three tasks: which groups have spread hangs on the task alone."""
+    rewards = [reward + (n % 4) / 99 for n, reward in enumerate(low_ids(completion_ids))]
+    return [reward if name[-1] in "357" else 0.25 for name, reward in zip(task_id, rewards)]
+
+class Taste(torch.nn.Module):
+    """Two layers over ids; how often it was built and called is written down."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.judge = torch.nn.Embedding(300, 4), torch.nn.Linear(4, 1)
+        self.note("built")
+
+    def note(self, what):
+        with Path(__file__).with_name("notes").open("a") as file:
+            file.write(what + "\\n")
+
+    def forward(self, *, completion_ids, **columns):
+        self.note(f"called {self.training} {torch.is_grad_enabled()}")
+        return [self.judge(self.embed(torch.tensor(ids)).mean(0)) for ids in completion_ids]
+
+taste = Taste() if Path(__file__).name == "models.py" else None
 
 def breaks_at_four(completion_ids, trainer_state, **columns):
     if trainer_state.global_step >= 4:
@@ -152,10 +180,10 @@ def run_alone(stage: GrpoStage, folder: Path, **options: Any) -> Outcome:
     return train_grpo(stage, folder, world=World(), executor=NoSandbox(), quiet=True, **options)
 
 
-def started(stage: GrpoStage, folder: Path, **options: Any) -> _Run:
+def started(stage: GrpoStage, folder: Path, *, world: World | None = None, **options: Any) -> _Run:
     """A run in progress, for a look inside."""
     given: dict[str, Any] = {"evaluator": None, "engine": None, "write_card": None, "quiet": True, **options}
-    return _Run(stage, folder, world=World(), executor=NoSandbox(), **given)
+    return _Run(stage, folder, world=world or World(), executor=NoSandbox(), **given)
 
 
 def numbers(folder: Path) -> list[dict[str, Any]]:
@@ -280,6 +308,29 @@ def test_old_scores_are_those_of_the_policy_that_wrote_the_answers_under_the_mas
     run.make_step(0)
     # So small a learning rate leaves the policy what it was: the second iteration's ratios are 1 only if masks agree.
     assert run.make_step(1)["ratio_max"] == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("name", ["coupled", "espo"])
+def test_in_bfloat16_the_first_ratio_is_exactly_one_and_later_ones_are_where_nothing_was_moved(
+    here: Path, tmp_path: Path, name: Any, lora: bool
+) -> None:
+    stage = tiny_rl(
+        here,
+        lora=lora,
+        estimator=Estimator(name=name),
+        micro_answers=3,
+        optimiser=OptimiserSettings(lr=1e-30, weight_decay=0.0),
+        run=RunSettings(precision="bfloat16", log_every=1),
+    )
+    run = started(stage, tmp_path)
+    assert run.rig.precision is torch.bfloat16
+    first, second = run.make_step(0), run.make_step(1)
+    assert first["ratio_first_error"] == 0
+    assert first["ratio_max"] == 1
+    assert second["ratio_max"] == 1, "old scores were taken without a graph, these with one"
+    assert second["kl"] == 0
+    assert first["grad_norm"] > 0
 
 
 def test_nothing_touches_the_global_random_numbers(here: Path, tmp_path: Path) -> None:
@@ -430,6 +481,66 @@ def test_another_prompt_is_drawn_for_a_group_without_spread(here: Path, tmp_path
     assert bool(experience.has_spread_P.all())
 
 
+def obvious_draw(run: _Run, number: int) -> list[int]:
+    """Which prompts a phase ends with: each place goes through its prompts until one has spread, or none is left."""
+    size, attempts = run.stage.prompts_per_step, 1 + run.stage.policy.redraws
+    chosen = []
+    for place in range(size):
+        indices = [(number * attempts + attempt) * size + place for attempt in range(attempts)]
+        found = (index for index in indices if run.prompts.at(index).task.task_id[-1] in "357")
+        chosen.append(next(found, indices[-1]))
+    return chosen
+
+
+def phases_of(run: _Run) -> list[dict[str, Any]]:
+    """What the phases of a run hold, once it is over."""
+    phases: list[dict[str, Any]] = []
+    whole = run.collect
+
+    def collect(number: int) -> Experience:
+        experience = whole(number)
+        phases.append(
+            {
+                "indices": [rollout.index for rollout in experience.rollouts],
+                "answers": [list(rollout.answer_ids) for rollout in experience.rollouts],
+                "totals": list(experience.judged.totals),
+                "advantages": experience.advantage_N.tolist(),
+                "has_spread": experience.has_spread_P.tolist(),
+                "is_counted": experience.is_counted_N.tolist(),
+            }
+        )
+        return experience
+
+    run.collect = collect  # type: ignore[method-assign]
+    assert run.go(lambda: False).is_done
+    return phases
+
+
+def redraw_on_each(who: World, stage: GrpoStage, folder: Path) -> None:
+    run = started(stage, folder / "two", world=replace(who, layout="fsdp"))
+    (folder / f"{who.rank}.json").write_text(json.dumps(phases_of(run)))
+
+
+def test_two_processes_redraw_the_groups_that_one_does(here: Path, tmp_path: Path) -> None:
+    policy = PolicySettings(iterations=2, sync_every=2, no_spread="redraw", redraws=2)
+    # so small a learning rate that rounding on two ranks leads to no other answer
+    stage = tiny_rl(here, reward="flat_on_most", policy=policy, prompts_per_step=5, lr=1e-4)
+    (tmp_path / "two").mkdir()
+    together(redraw_on_each, stage, tmp_path)
+    (tmp_path / "one").mkdir()
+    run = started(stage, tmp_path / "one")
+    phases = phases_of(run)
+    chosen = [obvious_draw(run, number) for number in range(3)]
+    assert [phase["indices"] for phase in phases] == [[i for i in indices for _ in range(4)] for indices in chosen]
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [phases, phases]
+    assert_close_logs(tmp_path / "one", tmp_path / "two", 5e-6)
+    for first_place in (0, 1):  # of both ranks
+        attempts = {index // 5 % 3 for indices in chosen for index in indices[first_place::2]}
+        has_spread = {spread for phase in phases for spread in phase["has_spread"][first_place::2]}
+        assert attempts == {0, 1, 2}, "some places have spread at once, some late"
+        assert has_spread == {False, True}, "and some never"
+
+
 def test_programs_of_groups_that_were_drawn_anew_are_counted(here: Path, tmp_path: Path) -> None:
     stage = tiny_rl(here, reward="logged", policy=PolicySettings(no_spread="redraw", redraws=2))
     run = started(stage, tmp_path, engine=Stubborn(stage))
@@ -562,6 +673,69 @@ def test_a_run_killed_between_inner_iterations_ends_at_the_same_bits(here: Path,
     run_alone(stage, tmp_path / "killed", resume=True)
     assert_same_bits(tmp_path / "whole", tmp_path / "killed")
     assert_close_logs(tmp_path / "whole", tmp_path / "killed", 0.0)
+
+
+STUCK_IN = 2
+"""The step that is never finished: the last inner iteration of the first phase."""
+
+
+def train_till_stuck(who: World, stage: GrpoStage, folder: Path, layout: Layout) -> None:
+    """The run, whose last rank stops for ever between two micro-batches of a step; the other waits for it."""
+    whole_step, whole_loss, steps = _Run.make_step, learner.Learner._loss, [-1]
+    seen = itertools.count()
+
+    def make_step(self: _Run, step: int) -> Any:
+        steps.append(step)
+        return whole_step(self, step)
+
+    def loss(self: Any, *arguments: Any) -> Any:
+        if steps[-1] == STUCK_IN and who.rank == who.size - 1 and next(seen) == 1:
+            (folder / "stuck").touch()
+            time.sleep(300)
+        return whole_loss(self, *arguments)
+
+    _Run.make_step, learner.Learner._loss = make_step, loss  # type: ignore[method-assign]
+    train_grpo(stage, folder, world=replace(who, layout=layout), executor=NoSandbox(), quiet=True)
+
+
+@pytest.mark.parametrize(("layout", "lora"), [("fsdp", False), ("ddp", True)])
+def test_two_processes_killed_inside_an_inner_iteration_end_at_the_same_bits(
+    here: Path, tmp_path: Path, layout: Layout, lora: bool
+) -> None:
+    policy = PolicySettings(iterations=3, sync_every=2)
+    stage = tiny_rl(here, lora=lora, steps=4, policy=policy, ema=0.9)  # after the resume, a phase begins
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    processes = start(train_till_stuck, stage, killed, layout, size=2)
+    stop = time.monotonic() + 60
+    while not (killed / "stuck").exists():
+        assert time.monotonic() < stop, "the run never came to its third step"
+        assert all(process.is_alive() for process in processes), "the run was over before it could be stopped"
+        time.sleep(0.01)
+    kill(processes, killed, step=STUCK_IN)
+    assert [wait(process) for process in processes] == [-signal.SIGKILL] * 2
+    checkpoint = state.latest(killed / "checkpoints")
+    assert checkpoint is not None
+    assert state.read_meta(checkpoint).step == STUCK_IN
+    assert (checkpoint / "old_scores.safetensors").is_file(), "it stands between two inner iterations"
+    together(train_jobs, [(stage, whole, layout, False), (stage, killed, layout, True)])
+    assert_same_bits(whole, killed)
+    assert_close_logs(whole, killed, 0.0)
+
+
+# Reward models
+
+
+def test_a_reward_model_is_built_once_for_a_run_and_called_in_evaluation_without_gradients(
+    here: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "models.py").write_text(REWARDS)
+    stage = replace(tiny_rl(here, steps=6), reward=RewardSettings(functions=(f"{tmp_path / 'models.py'}:taste*3.0",)))
+    assert run_alone(stage, tmp_path / "run").is_done
+    notes = (tmp_path / "notes").read_text().splitlines()
+    assert notes == ["built", *["called False False"] * 3]
+    logged = [record for record in numbers(tmp_path / "run") if "reward" in record]
+    assert [record["reward"] for record in logged] == pytest.approx([3 * r["rewards/taste/mean"] for r in logged])
+    assert all(record["frac_reward_zero_std"] < 1 for record in logged)
 
 
 # What goes wrong

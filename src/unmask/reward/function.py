@@ -13,6 +13,8 @@ What an entry of the list means:
     None         this function does not judge this sample; the others do (TRL's meaning)
     LOST (nan)   nobody can judge this sample: it leaves its group, and is no zero (a sandbox that failed)
 
+What is called need not be a function: any object of the same signature will do (`model.py`).
+
 TRL itself takes None and nan for the same, so these functions run there too, without the last distinction.
 """
 

@@ -2,7 +2,11 @@
 
 Weights are written behind the name, so that the whole is one setting: `pass_fraction*2.0,code_format*0.5` is the
 paper's r = 2.0 r_code + 0.5 r_fmt (DiffuCoder, `rewards.py`). A user's own function is `file.py:function`, or
-`package.module:function`, with a weight or without (1).
+`package.module:function`, with a weight or without (1). Its signature is in `function.py`. What is named may also be an
+object with state, such as a reward model: see `model.py`.
+
+A file is loaded once for all functions that are named in it. A resume compares the file, not what the file reads (a
+reward model's weights): that is the user's to keep.
 """
 
 import importlib
@@ -10,8 +14,9 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +35,8 @@ class RewardSettings:
     """What an answer earns."""
 
     functions: tuple[str, ...] = ("pass_fraction*2.0", "code_format*0.5")
-    """Names with weights: `pass_fraction`, `code_format`, `length`, `file.py:function`, `module:function`."""
+    """Names with weights: `pass_fraction`, `code_format`, `length`, `file.py:function`, `module:function`; a function,
+    or a callable object (a reward model)."""
 
     all_or_nothing: bool = False
     """pass_fraction: 1 for an answer that passes every test, 0 for any other."""
@@ -96,11 +102,21 @@ class RewardSettings:
 
 def open_rewards(settings: RewardSettings, judge: Judge | None = None) -> list[tuple[RewardFunction, float]]:
     """The functions with their weights, for `combine`. `judge` is what pass_fraction runs programs on."""
-    return [(find_reward(name, settings=settings, judge=judge), weight) for name, weight in settings.weighted]
+    load = cache(_module)  # a file that builds a reward model builds it once, though two functions are named in it
+    return [
+        (find_reward(name, settings=settings, judge=judge, load=load), weight) for name, weight in settings.weighted
+    ]
 
 
-def find_reward(name: str, *, settings: RewardSettings | None = None, judge: Judge | None = None) -> RewardFunction:
-    """A built-in function, or a user's own: `file.py:function` or `package.module:function`.
+def find_reward(
+    name: str,
+    *,
+    settings: RewardSettings | None = None,
+    judge: Judge | None = None,
+    load: Callable[[str], ModuleType] | None = None,
+) -> RewardFunction:
+    """A built-in function, or a user's own: `file.py:function` or `package.module:function`, found in what `load` gives
+    for the part before the colon; None loads it.
 
     Raises SettingsError for a name that is neither, with the nearest one.
     """
@@ -125,8 +141,7 @@ def find_reward(name: str, *, settings: RewardSettings | None = None, judge: Jud
             test_wall_seconds=settings.test_wall_seconds,
         )
     place, _, function = name.rpartition(":")
-    found: RewardFunction = _function_of(_module(place), function, name)
-    return found
+    return _function_of((load or _module)(place), function, name)
 
 
 def _split(entry: str) -> tuple[str, float]:
@@ -188,18 +203,27 @@ def _loaded(path: Path) -> ModuleType:
     return module
 
 
-def _function_of(module: ModuleType, function: str, name: str) -> Any:
+def _function_of(module: ModuleType, function: str, name: str) -> RewardFunction:
     if not hasattr(module, function):
         known = _functions_in(module)
         raise SettingsError(f"{name} names no function: {did_you_mean(function, known) if known else 'there is none'}")
-    found = getattr(module, function)
+    found: Any = getattr(module, function)
+    if inspect.isclass(found):
+        raise SettingsError(
+            f"{name} is a class, and what judges has to be built once; write `reward = {function}(...)` in the file, "
+            f"and name that: {name.rpartition(':')[0]}:reward"
+        )
     if not callable(found):
         raise SettingsError(f"{name} is a {type(found).__name__}, and a reward function has to be callable; name one")
     if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(type(found).__call__):
         raise SettingsError(
             f"{name} is an async function, which is not awaited here; wrap it in one that runs it, with asyncio.run"
         )
-    return found
+    if inspect.isroutine(found) or isinstance(found, partial):
+        return found
+    from unmask.reward.model import RewardModel  # which imports torch
+
+    return RewardModel(found, function)
 
 
 def _functions_in(module: ModuleType) -> Sequence[str]:
