@@ -56,13 +56,18 @@ def runs(draw: st.DrawFn) -> Trajectory:
             resized.append((position, delta))
             length += delta
         positions = st.lists(st.integers(0, length - 1), unique=True, max_size=4) if length else st.just([])
-        commits = [Commit(0, p, draw(st.integers(0, 50)), draw(NUMBERS), draw(NUMBERS)) for p in draw(positions)]
-        steps.append(Step(commits=commits, remasked=draw(positions), resized=resized))
+        runners = st.lists(st.tuples(st.integers(0, 50), NUMBERS), max_size=2).map(tuple)
+        commits = [
+            Commit(0, p, draw(st.integers(0, 50)), draw(NUMBERS), draw(NUMBERS), draw(runners)) for p in draw(positions)
+        ]
+        seen = [(p, draw(NUMBERS), draw(NUMBERS)) for p in draw(positions)]
+        steps.append(Step(commits=commits, remasked=draw(positions), resized=resized, seen=seen))
     return Trajectory(
         initial_ids=initial,
         steps=steps,
         model=draw(st.text()),
         settings=draw(st.dictionaries(st.text(), st.one_of(st.none(), st.booleans(), st.integers(), st.text()))),
+        label=draw(st.text(max_size=4)),
         seed=draw(st.integers(0, 2**63)),
         sample=draw(st.integers(0, 9)),
         end_ids=draw(st.lists(st.integers(0, 50), max_size=2)),
@@ -142,6 +147,13 @@ def test_record_keeps_what_one_row_did() -> None:
     assert [c.token_id for c in run.steps[0].commits] == [8]
     assert run.steps[0].remasked == [0]
     assert run.num_forwards == 1
+
+
+def test_record_keeps_what_the_network_had_for_one_row() -> None:
+    run = Trajectory(initial_ids=[None, None])
+    run.record(StepEvent(step=0, seen={0: [(0, 0.5, 0.1)], 1: [(1, 0.75, 0.2)]}), row=1)
+    run.record(StepEvent(step=1), row=1)
+    assert [step.seen for step in run.steps] == [[(1, 0.75, 0.2)], []]
 
 
 def test_ids_at_counts_steps_from_the_untouched_canvas() -> None:
@@ -278,6 +290,26 @@ def test_a_pipe_is_written_straight_and_stays_a_pipe(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+def test_what_was_observed_is_in_the_file_only_where_there_is_some(tmp_path: Path) -> None:
+    observed = Commit(0, 2, 7, 0.5, 0.25, ((9, 0.3), (4, 0.1234567)))
+    save(tmp_path / "run.jsonl", [small(steps=[Step(commits=[observed], seen=[(1, 1 / 3, 2.0)]), small().steps[1]])])
+    first, second = json.loads((tmp_path / "run.jsonl").read_text())["steps"]
+    assert first == {"commits": [[2, 7, 0.5, 0.25, [[9, 0.3], [4, 0.123457]]]], "seen": [[1, 0.333333, 2.0]]}
+    assert second == {"commits": [[1, 8, 0.5, 0.25]]}
+
+
+def test_a_file_from_before_anything_was_observed_loads_as_it_did(tmp_path: Path) -> None:
+    (tmp_path / "old.jsonl").write_text(
+        '{"format":"unmask.trajectory","version":1,"model":"tiny","settings":{"steps":2},"seed":3,"sample":0,'
+        '"initial_ids":[5,null,null],"end_ids":[2],"pieces":{"5":"def","7":"()","8":" f"},'
+        '"steps":[{"commits":[[2,7,0.5,0.25]]},{"commits":[[1,8,0.5,0.25]]}],"num_forwards":2,'
+        '"finish_reason":"length"}\n'
+    )
+    assert load(tmp_path / "old.jsonl") == [small()]
+    save(tmp_path / "new.jsonl", [small()])
+    assert (tmp_path / "new.jsonl").read_bytes() == (tmp_path / "old.jsonl").read_bytes()
+
+
 # --- loading bad files --------------------------------------------------------------------------------------------
 
 
@@ -355,6 +387,16 @@ def test_a_newer_version_is_left_to_a_newer_program(tmp_path: Path) -> None:
         (line(initial_ids=["x"]), "invalid literal"),
         (line(initial_ids=None), "not iterable"),
         (line(steps=[{"commits": [[1, 2]]}]), "not enough values"),
+        (line(steps=[{"commits": [[1, 2, 0.5, 0.5, [], 3]]}]), "too many values"),
+        (line(steps=[{"commits": [[1, 2, 0.5, 0.5, [[3]]]]}]), "not enough values"),
+        (line(steps=[{"commits": [[1, 2, 0.5, 0.5, [[3, "x"]]]]}]), "could not convert string to float"),
+        (line(steps=[{"commits": [[1, 2, 0.5, 0.5, [[-3, 0.5]]]]}]), "runner-up [-3, 0.5], no id and probability"),
+        (line(steps=[{"commits": [[1, 2, 0.5, 0.5, [[3, float("nan")]]]]}]), "step 1 has the runner-up [3, nan]"),
+        (line(steps=[{"commits": [[1, 2, 0.5, 0.5, [[3, 1.5]]]]}]), "step 1 has the runner-up [3, 1.5]"),
+        (line(steps=[{"commits": [], "seen": [[3, 0.5, 0.5]]}]), "step 1 names position 3 in a row of 3"),
+        (line(steps=[{"commits": [], "seen": [[1, 2, 0.5]]}]), "step 1 saw [2.0, 0.5] at 1, no confidence and entropy"),
+        (line(steps=[{"commits": [], "seen": [[1, 1, float("inf")]]}]), "step 1 saw [1.0, inf] at 1"),
+        (line(steps=[{"commits": [], "seen": [[1, 0.5]]}]), "not enough values"),
         (line(pieces=[]), "no attribute 'items'"),
         (line(pieces={"5": "\ud83d"}), "the piece of token 5 is no text"),
         (line(seed=float("inf")), "infinity"),

@@ -10,13 +10,16 @@ one JSON object, one row:
      "num_forwards": 2, "finish_reason": "stop"}
 
 `null` is a masked position. A piece is the text of one token; bytes that are no UTF-8 on their own are kept as lone
-surrogates (Python's `surrogateescape`), so that joining pieces and encoding gives the exact bytes back.
+surrogates (Python's `surrogateescape`), so that joining pieces and encoding gives the exact bytes back. What else was
+observed stands in the file only where there is some: a commit's runners-up as its fifth part, `[[id, probability], …]`,
+and a step's `"seen": [[position, confidence, entropy], …]`. A `"label"` names what the run answers, as in a task's id.
 """
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ class Commit:
     """One position made final: where, which token, and how sure the model was.
 
     `confidence` is the probability of the token under the distribution it was drawn from, `entropy` (nats) is that
-    distribution's entropy.
+    distribution's entropy, `runners_up` are its best other tokens as (id, probability), best first.
     """
 
     row: int
@@ -39,6 +42,11 @@ class Commit:
     token_id: int
     confidence: float
     entropy: float
+    runners_up: tuple[tuple[int, float], ...] = ()
+
+
+Seen = tuple[int, float, float]
+"""A position that the network was asked about, and the confidence and entropy (nats) it had for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +55,8 @@ class StepEvent:
 
     `active` are the rows that took part, `asked` those for which the network was called; `remasked` are (row, position)
     pairs that went back to masked; `finished` are the rows that are done after this step; `positions_computed` counts
-    the token positions that went through the network in this step.
+    the token positions that went through the network in this step. `seen` is what the network had for every place it
+    was asked about, by row; a run observes it in its first step.
     """
 
     step: int
@@ -58,6 +67,7 @@ class StepEvent:
     finished: tuple[int, ...] = ()
     num_forwards: int = 1
     positions_computed: int = 0
+    seen: Mapping[int, Sequence[Seen]] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,11 +76,13 @@ class Step:
 
     `resized` holds (position, delta) in the order of doing: `delta` masks put in before `position`, or, when negative,
     that many tokens taken out from `position` on. Each position counts in the row as the change before it left it.
+    `seen` is what the network had for the places it was asked about, before any of them was committed.
     """
 
     commits: list[Commit] = field(default_factory=list)
     remasked: list[int] = field(default_factory=list)
     resized: list[tuple[int, int]] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +106,7 @@ class Trajectory:
     settings: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     sample: int = 0
+    label: str = ""
     end_ids: list[int] = field(default_factory=list)
     pieces: dict[int, str] = field(default_factory=dict)
     num_forwards: int = 0
@@ -105,6 +118,7 @@ class Trajectory:
             Step(
                 commits=[commit for commit in event.commits if commit.row == row],
                 remasked=[position for r, position in event.remasked if r == row],
+                seen=list(event.seen.get(row, ())),
             )
         )
         self.num_forwards += event.num_forwards if row in event.asked else 0
@@ -270,6 +284,7 @@ def _to_json(t: Trajectory) -> dict[str, Any]:
         "settings": t.settings,
         "seed": t.seed,
         "sample": t.sample,
+        **({"label": t.label} if t.label else {}),
         "initial_ids": t.initial_ids,
         "end_ids": t.end_ids,
         "pieces": {str(token): piece for token, piece in t.pieces.items()},
@@ -280,13 +295,20 @@ def _to_json(t: Trajectory) -> dict[str, Any]:
 
 
 def _step_to_json(step: Step) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        "commits": [[c.position, c.token_id, round(c.confidence, 6), round(c.entropy, 6)] for c in step.commits]
-    }
+    out: dict[str, Any] = {"commits": [_commit_to_json(commit) for commit in step.commits]}
     if step.remasked:
         out["remasked"] = step.remasked
     if step.resized:
         out["resized"] = [list(pair) for pair in step.resized]
+    if step.seen:
+        out["seen"] = [[position, round(c, 6), round(h, 6)] for position, c, h in step.seen]
+    return out
+
+
+def _commit_to_json(c: Commit) -> list[Any]:
+    out: list[Any] = [c.position, c.token_id, round(c.confidence, 6), round(c.entropy, 6)]
+    if c.runners_up:
+        out.append([[token, round(probability, 6)] for token, probability in c.runners_up])
     return out
 
 
@@ -324,6 +346,7 @@ def _from_json(data: Mapping[str, Any]) -> Trajectory:
         settings=dict(data["settings"]),
         seed=int(data["seed"]),
         sample=int(data["sample"]),
+        label=str(data.get("label", "")),
         end_ids=[int(token) for token in data["end_ids"]],
         pieces={int(token): str(piece) for token, piece in data["pieces"].items()},
         num_forwards=int(data["num_forwards"]),
@@ -333,14 +356,29 @@ def _from_json(data: Mapping[str, Any]) -> Trajectory:
 
 def _step_from_json(step: Mapping[str, Any]) -> Step:
     return Step(
-        commits=[Commit(0, int(p), int(token), float(c), float(h)) for p, token, c, h in step["commits"]],
+        commits=[_commit_from_json(commit) for commit in step["commits"]],
         remasked=[int(position) for position in step.get("remasked", [])],
         resized=[(int(position), int(delta)) for position, delta in step.get("resized", [])],
+        seen=[(int(position), float(c), float(h)) for position, c, h in step.get("seen", [])],
+    )
+
+
+def _commit_from_json(commit: Sequence[Any]) -> Commit:
+    position, token, confidence, entropy, *more = commit
+    (runners_up,) = more or ((),)
+    return Commit(
+        0,
+        int(position),
+        int(token),
+        float(confidence),
+        float(entropy),
+        tuple((int(token), float(probability)) for token, probability in runners_up),
     )
 
 
 def _check(t: Trajectory) -> None:
-    """Every position lies in the row as it is at its step, and every piece has bytes; else ValueError."""
+    """Every position lies in the row as it is at its step, probabilities are some, and every piece has bytes; else
+    ValueError."""
     for token, piece in t.pieces.items():
         try:
             piece.encode("utf-8", "surrogateescape")
@@ -352,6 +390,15 @@ def _check(t: Trajectory) -> None:
             if not 0 <= position <= position + max(-delta, 0) <= length:
                 raise ValueError(f"step {number} resizes position {position} by {delta} in a row of {length}")
             length += delta
-        for position in (*step.remasked, *(commit.position for commit in step.commits)):
+        named = (*step.remasked, *(commit.position for commit in step.commits), *(seen[0] for seen in step.seen))
+        for position in named:
             if not 0 <= position < length:
                 raise ValueError(f"step {number} names position {position} in a row of {length}")
+        for token, probability in (runner for commit in step.commits for runner in commit.runners_up):
+            if token < 0 or not 0 <= probability <= 1:
+                raise ValueError(f"step {number} has the runner-up [{token}, {probability}], no id and probability")
+        for position, confidence, entropy in step.seen:
+            if not (0 <= confidence <= 1 and isfinite(entropy)):
+                raise ValueError(
+                    f"step {number} saw [{confidence}, {entropy}] at {position}, no confidence and entropy"
+                )

@@ -1,5 +1,6 @@
 """`unmask chat`: turns, commands, what is remembered, and what is refused."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,10 @@ def test_the_models_own_room_serves_where_none_is_given(monkeypatch: pytest.Monk
     for more, room in (((), 5), (("--max-new-tokens", 8), 8)):
         assert unmask("chat", *more, stdin=b"hello\n").code == 0
         assert listener.rooms.pop() == room
+
+
+def test_live_draws_a_meter_for_each_answer(listener: Listener) -> None:
+    lines = re.findall(r"AR-ness +local \S+ \S+ +global .*", chat("one", "two", more=["--live"], terminal=True).err)
+    assert len(lines) >= 2
+    assert "1.00" in lines[-1]
+    assert "--live has nothing to draw on" in chat("one", more=["--live"]).err

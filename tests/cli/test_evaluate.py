@@ -13,13 +13,14 @@ import pytest
 
 from unmask.decode.run import Run
 from unmask.errors import SandboxError
-from unmask.evaluate.folder import RUN, SAMPLES
+from unmask.evaluate.folder import RUN, SAMPLES, TRAJECTORIES
 from unmask.evaluate.result import load_result
 from unmask.evaluate.samples import SampleLog
 from unmask.model import hub
 from unmask.sandbox import executor as sandbox
 from unmask.sandbox.executor import Job
 from unmask.sandbox.verdict import Verdict
+from unmask.trajectory import load
 
 from checkpoints import write_checkpoint
 from command_line import Outcome, refusal, unmask
@@ -596,3 +597,31 @@ def test_one_run_at_a_time_works_in_a_folder(tasks: Path, tmp_path: Path, execut
         said = refusal("evaluate", tasks, "--samples", file, "-o", "out")
     assert said == "another process is at work in out; wait for it, or give another --output"
     assert not Path("out", RUN).exists()  # the run that has the lock writes it
+
+
+def test_trajectories_are_kept_one_for_each_sample_also_of_a_batch_that_is_drawn_again(
+    tasks: Path, folders: dict[str, Path]
+) -> None:
+    options = ("-n", 2, "--batch-size", 4, "--temperature", "0,1", "--trajectories")
+    run(tasks, folders["full"], *options)
+    place = Path("out") / TRAJECTORIES
+    texts = {path.relative_to(place): path.read_text() for path in sorted(place.rglob("*.jsonl"))}
+    assert len(texts) == 6
+    drawn = [json.loads(line) for line in (Path("out") / SAMPLES).read_text().splitlines()]
+    runs = [run for path in sorted(place.rglob("*.jsonl")) for run in load(path)]
+    assert sorted(run.sample for run in runs) == sorted(sample["seed"] for sample in drawn)
+    lines = (Path("out") / SAMPLES).read_text().splitlines(keepends=True)
+    (Path("out") / SAMPLES).write_text("".join(lines[:-1]))  # as after a kill in the last batch
+    run(tasks, folders["full"], *options)
+    again = {path.relative_to(place): path.read_text() for path in sorted(place.rglob("*.jsonl"))}
+    assert again == texts
+
+
+def test_a_run_without_trajectories_does_not_go_on_with_them(tasks: Path, folders: dict[str, Path]) -> None:
+    run(tasks, folders["full"])
+    assert not (Path("out") / TRAJECTORIES).exists()
+    outcome = run(tasks, folders["full"], "--trajectories", code=2)
+    assert "trajectories (None there, True here)" in outcome.err
+    samples = write_samples(tasks.with_name("given.jsonl"), 2)
+    message = refusal("evaluate", tasks, "--samples", samples, "--trajectories")
+    assert "--trajectories has no effect with --samples" in message

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from unmask import trajectory as trajectories
+from unmask.analyze.ar_ness import global_ar_ness, local_ar_ness
 from unmask.decode import session
 from unmask.decode.run import Run
 from unmask.decode.session import Model, load
@@ -282,6 +283,56 @@ def test_an_interrupt_while_loading_leaves_an_older_record_alone(monkeypatch: py
         assert (outcome.code, outcome.out) == (130, b"")
         assert "Traceback" not in outcome.err
     assert Path("run.jsonl").read_text() == "older"
+
+
+def test_a_kept_trajectory_names_three_runners_up_and_the_first_look(full: Path) -> None:
+    plain = generate(full)
+    assert generate(full, "--trajectory", "run.jsonl").out == plain.out
+    (run,) = trajectories.load("run.jsonl")
+    runners_up = [commit.runners_up for step in run.steps for commit in step.commits]
+    assert [len(runners) for runners in runners_up] == [3] * 8
+    assert {token for runners in runners_up for token, _ in runners} <= run.pieces.keys()
+    assert [len(step.seen) for step in run.steps] == [8] + [0] * 7
+    generate_on = unmask("generate", "--resume", "run.jsonl", "--at", 3, "-m", full, "--trajectory", "on.jsonl")
+    assert generate_on.code == 0
+    assert trajectories.load("on.jsonl")[0].steps[:3] == run.steps[:3]
+    assert [len(c.runners_up) for step in trajectories.load("on.jsonl")[0].steps for c in step.commits] == [3] * 8
+
+
+# --- the live meter ---------------------------------------------------------------------------------------------------
+
+
+def test_live_draws_a_meter_on_stderr_and_leaves_its_last_reading(full: Path) -> None:
+    plain = unmask("generate", PROMPT, "-m", full, *SHORT, terminal=True)
+    outcome = unmask("generate", PROMPT, "-m", full, *SHORT, "--live", "--trajectory", "run.jsonl", terminal=True)
+    assert outcome.out == plain.out
+    assert "AR-ness" not in plain.err
+    order = trajectories.load("run.jsonl")[0].order()
+    last = outcome.err[outcome.err.rindex("AR-ness") :].split("\n")[0]
+    numbers = [float(number) for number in re.findall(r"[\d.]{4}", last)]
+    assert numbers == pytest.approx([local_ar_ness(order), global_ar_ness(order)], abs=0.005)
+
+
+def test_live_on_a_resumed_run_counts_from_its_beginning(full: Path) -> None:
+    generate(full, "--trajectory", "run.jsonl")
+    whole = unmask("generate", PROMPT, "-m", full, *SHORT, "--live", terminal=True)
+    again = unmask("generate", "--resume", "run.jsonl", "--at", 6, "-m", full, "--live", terminal=True)
+    readings = [re.findall(r"AR-ness .*", outcome.err)[-1] for outcome in (whole, again)]
+    assert readings[0] == readings[1]
+
+
+def test_live_without_a_terminal_says_so_and_goes_on(full: Path) -> None:
+    outcome = generate(full, "--live")
+    assert outcome.out == generate(full).out
+    first, *_ = outcome.err.splitlines()
+    assert first == "--live has nothing to draw on: stderr is no terminal; the run goes on without"
+    assert "AR-ness" not in outcome.err
+
+
+def test_live_and_quiet_exclude_each_other() -> None:
+    assert refusal("generate", PROMPT, "--live", "-q") == (
+        "--live draws on the terminal and --quiet keeps it empty; leave one of them out"
+    )
 
 
 SLOW = """

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +165,23 @@ def test_a_terminal_is_drawn_on_and_gets_no_control_characters(monkeypatch: pyte
     assert outcome.text == "a␛[2J\n"
     assert "settled" in outcome.err
     assert unmask("infill", "text").out == b"a\x1b[2J\r\n"
+
+
+@pytest.mark.usefixtures("one")
+def test_a_kept_trajectory_names_three_runners_up() -> None:
+    unmask("infill", "-", "--trajectory", "run.jsonl", stdin=b"a[[?]]b[[?]]c")
+    commits = [c for run in trajectories.load("run.jsonl") for step in run.steps for c in step.commits]
+    assert commits
+    assert all(len(commit.runners_up) == 3 for commit in commits)
+
+
+def test_live_draws_a_meter_and_leaves_its_last_reading(full: Path, file: Path) -> None:
+    asked = ("infill", file, "--lines", "2", "--length", 6, "-m", full)
+    assert "AR-ness" not in unmask(*asked, terminal=True).err
+    outcome = unmask(*asked, "--live", terminal=True)
+    assert re.search(r"AR-ness +local \S+ [01]\.\d\d +global \S+ [01]\.\d\d", outcome.err)
+    assert "--live has nothing to draw on: stderr is no terminal" in unmask(*asked, "--live").err
+    assert refusal(*asked, "--live", "-q").startswith("--live draws on the terminal and --quiet keeps it empty")
 
 
 # --- cut short --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,10 @@ from unmask.trajectory import Commit, Step, Trajectory, save
 
 from command_line import Outcome, refusal, unmask
 
-VERBS = ("generate", "chat", "infill", "replay", "evaluate", "train", "models", "data", "doctor")
+VERBS = (
+    *("generate", "chat", "infill", "replay", "analyze", "evaluate", "train", "reproduce"),
+    *("trajectory", "models", "data", "doctor"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +55,7 @@ def test_each_verb_explains_itself(verb: str) -> None:
         outcome = unmask(verb, flag)
         assert outcome.code == 0
         assert f"Usage: unmask {verb}" in outcome.text
-    if verb not in ("models", "data"):
+    if verb not in ("trajectory", "models", "data"):
         assert f"Example: unmask {verb}" in outcome.text
 
 

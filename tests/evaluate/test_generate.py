@@ -15,6 +15,7 @@ from unmask.evaluate.grid import Cell
 from unmask.evaluate.prompts import Rendered, find_preset, render
 from unmask.evaluate.samples import Sample
 from unmask.sandbox.tests import CallTests
+from unmask.trajectory import Trajectory
 
 from checkpoints import MASK_ID, scripted, spell, tiny_model
 
@@ -262,3 +263,21 @@ def test_what_is_no_length_is_refused() -> None:
 
 def test_no_mask_is_left_in_a_sample(model: Model) -> None:
     assert MASK_ID not in model.tokenizer.encode(next(iter(draw(model).values())).raw)
+
+
+def test_what_every_row_did_is_kept_before_its_samples_are_told(model: Model) -> None:
+    kept: list[tuple[str, int, Sequence[Trajectory]]] = []
+    batches = generate(
+        model,
+        prompts_of(model),
+        [WARM],
+        n=2,
+        batch_size=4,
+        keep=lambda cell, index, runs: kept.append((cell, index, runs)),
+    )
+    for number, batch in enumerate(batches):
+        cell, index, runs = kept[-1]
+        assert (cell, index, len(kept)) == ("warm", number, number + 1)
+        assert [(run.sample, run.label) for run in runs] == [(sample.seed, sample.task_id) for sample in batch]
+        assert [run.num_forwards for run in runs] == [sample.num_forwards for sample in batch]
+    assert len(kept) == 3

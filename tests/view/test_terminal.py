@@ -376,3 +376,61 @@ def test_what_is_printed_to_stdout_while_drawing_stays_on_stdout(capsys: pytest.
     with Terminal().canvas():
         print("the result")
     assert capsys.readouterr().out == "the result\n"
+
+
+# --- the meter --------------------------------------------------------------------------------------------------------
+
+
+def metered(screen: Terminal, **options: object) -> str:
+    """What a run of three steps from the right leaves of the meter, its colours taken off."""
+    with screen.canvas(meter=True, **options) as canvas:
+        for frame in recording().frames():
+            screen.now += 1
+            canvas.update(frame, recording().pieces, num_forwards=frame.step, total_steps=3)
+    return re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", screen.output)
+
+
+def test_the_meter_stands_below_the_status_line_and_its_last_reading_stays() -> None:
+    shown = metered(Terminal())
+    drawn = re.findall(r"settled, .*\n(AR-ness .*?) *\n?\r", shown)
+    assert drawn[0] == "AR-ness  local ▁▁▁▁▁▁▁▁ –      global ▁▁▁▁▁▁▁▁ –   (1 = left to right)"
+    last = "AR-ness  local ▁▁▁▁▁▁▁▁ 0.00   global ▇▇▇▇▇▁▁▁ 0.67   (1 = left to right)"
+    assert shown.endswith(last + "\n")
+    assert last in metered(Terminal(), keep=True)
+
+
+def test_without_it_the_drawing_has_no_meter() -> None:
+    screen = Terminal()
+    with screen.canvas() as canvas:
+        show(canvas, frame_of("a", None))
+    assert "AR-ness" not in screen.output
+
+
+def test_the_meter_reads_steps_that_were_not_drawn() -> None:
+    screen = Terminal()
+    with screen.canvas(meter=True) as canvas:
+        for frame in recording().frames():
+            canvas.update(frame, recording().pieces, num_forwards=frame.step, total_steps=3)
+    assert "global ▇▇▇▇▇▁▁▁ 0.67" in screen.output
+
+
+def test_the_meter_fits_40_columns_and_any_height() -> None:
+    screen = Terminal(width=40, color_system=None)
+    with screen.canvas(meter=True) as canvas:
+        show(canvas, tall(new=(20, 21)))
+    drawing = screen.output.split("AR-ness")[0]
+    assert "line 20" in drawing
+    assert drawing.count("\n") < 12
+    assert "AR-ness local ▇▇▇▇ 1.00 global" in screen.output
+    assert all(cell_len(line) <= 40 for line in re.split(r"[\r\n]", metered(Terminal(width=40))))
+
+
+def test_the_meter_of_a_terminal_without_utf8_is_plain() -> None:
+    assert "global #####... 0.67" in metered(Terminal(encoding="ascii"))
+
+
+def test_the_meter_of_a_run_that_never_began_says_nothing() -> None:
+    screen = Terminal()
+    with screen.canvas(meter=True):
+        pass
+    assert "AR-ness" not in screen.output

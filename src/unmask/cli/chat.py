@@ -22,6 +22,7 @@ def chat(
     system: Annotated[
         str | None, typer.Option("--system", help="System message.", metavar="TEXT", show_default=False)
     ] = None,
+    live: Annotated[bool, typer.Option("--live", help="Draw a meter of AR-ness below the canvas.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Answers only: no drawing, no speed card.")] = False,
     *,
     model: ModelOptions,
@@ -31,8 +32,10 @@ def chat(
 
     Example: unmask chat --temperature 0.3
     """
+    from unmask.cli import output
     from unmask.decode.session import settings_from
 
+    output.check_live(live=live, quiet=quiet)
     settings_from(settings)  # what is wrong is refused before a model is loaded
     loaded = model.load(quiet=quiet)
     if loaded.tokenizer.chat_template is None:
@@ -42,10 +45,10 @@ def chat(
         )
     if sys.stdin.isatty():
         print(f"{loaded.name}\n{_HELP}", file=sys.stderr)
-    _converse(loaded, loaded.settings(settings), system=system, quiet=quiet)
+    _converse(loaded, loaded.settings(settings), system=system, live=live, quiet=quiet)
 
 
-def _converse(loaded: "Model", settings: "DecodeSettings", *, system: str | None, quiet: bool) -> None:
+def _converse(loaded: "Model", settings: "DecodeSettings", *, system: str | None, live: bool, quiet: bool) -> None:
     from unmask.cli import output
     from unmask.text.chat import Message, encode_chat
 
@@ -64,7 +67,7 @@ def _converse(loaded: "Model", settings: "DecodeSettings", *, system: str | None
         except CanvasError as error:
             print(f"{error}; or forget the conversation with /clear", file=sys.stderr)
             continue
-        is_whole = output.watch(run, quiet=quiet)
+        is_whole = output.watch(run, quiet=quiet, meter=live)
         result = run.results()[0]
         output.print_line(result.text)
         if not quiet:

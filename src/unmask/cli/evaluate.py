@@ -107,6 +107,9 @@ def evaluate(
     batch_size: Annotated[
         int | None, _option("--batch-size", help="Samples drawn together. [16]", panel=_SAMPLING, metavar="N")
     ] = None,
+    trajectories: Annotated[
+        bool, _option("--trajectories", help="Keep what every step did, for `unmask analyze`.", panel=_SAMPLING)
+    ] = False,
     k: Annotated[
         str | None, _option("--k", help="pass@k for these k. [1,10,100 up to n]", panel=_JUDGING, metavar="K,…")
     ] = None,
@@ -141,6 +144,7 @@ def evaluate(
     lists = {"temperature": temperature, "steps": steps, "max_new_tokens": max_new_tokens, "policy": policy}
     axes = {name: text for name, text in lists.items() if text is not None}
     sampling = {"-n": n, "--preset": preset, "--registered": registered, "--length": length, "--batch-size": batch_size}
+    sampling |= {"--trajectories": trajectories or None}
     sampling |= {"--" + name.replace("_", "-"): value for name, value in {**axes, **settings}.items()}
     judged = {"--k": k, "--score-raw": score_raw or None, "--workers": workers, "--sandbox": sandbox}
     loading = {"--" + f.name.replace("_", "-"): getattr(model, f.name) for f in fields(model)}
@@ -168,6 +172,7 @@ def evaluate(
         registered=registered,
         length=length,
         batch_size=batch_size,
+        trajectories=trajectories,
         quiet=quiet,
     )
     with contextlib.ExitStack() as stack:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,8 @@ class Drawing:
     batch_size: int | None
     """None: the usual one."""
     quiet: bool
+    trajectories: bool = False
+    """Keep what every step did, in the run's folder."""
 
     def check(self, judging: "Judging") -> None:
         """Refuse what can be refused before anything is loaded."""
@@ -143,6 +146,7 @@ class Drawing:
             "preset": preset.name,
             "preset_digest": _digest(asdict(preset)),
             **({"length": length} if is_infill else {}),
+            **({"trajectories": True} if self.trajectories else {}),
             "n": self.n,
             "cells": {cell.name: _as_record(cell) for cell in cells},
             "registered": None if self.registered is None else find_cell(cells, self.registered).name,
@@ -158,14 +162,19 @@ class Drawing:
                 print(f"--batch-size {self.batch_size} has no effect: {reason} draws one by one", file=sys.stderr)
         drawn = list(log.samples)
         wanted = len(prompts) * self.n * len(cells)
+        keep = partial(folders.keep_trajectories, folder) if self.trajectories else None
         done = {sample.key for sample in drawn}
         try:
             with _progress("drawing samples", wanted, len(drawn), quiet=self.quiet) as report:
                 if is_infill:
-                    batches = infill(loaded, prompts, cells, n=self.n, length=length, done=done, report=report)
+                    batches = infill(
+                        loaded, prompts, cells, n=self.n, length=length, done=done, report=report, keep=keep
+                    )
                 else:
                     size = self.batch_size or _BATCH_SIZE
-                    batches = generate(loaded, prompts, cells, n=self.n, batch_size=size, done=done, report=report)
+                    batches = generate(
+                        loaded, prompts, cells, n=self.n, batch_size=size, done=done, report=report, keep=keep
+                    )
                 for batch in batches:
                     log.append(batch)
                     drawn += batch

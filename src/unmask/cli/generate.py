@@ -39,6 +39,7 @@ def generate(
         typer.Option("--row", help="Which run of FILE to take up, from 0.", metavar="N", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Draw a meter of AR-ness below the canvas.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Result only: no drawing, no speed card.")] = False,
     *,
     model: ModelOptions,
@@ -53,6 +54,8 @@ def generate(
     from unmask.trajectory import load
 
     output.check_writable(trajectory)
+    output.check_live(live=live, quiet=quiet)
+    runners_up = output.RUNNERS_UP if trajectory is not None else 0
     if (resume is None) != (at is None):
         raise SettingsError("--resume FILE and --at K go together: the record, and the step after which to go on")
     if (prompt is None) == (resume is None):
@@ -65,7 +68,8 @@ def generate(
         settings_from(settings)  # what is wrong is refused before a model is loaded
         text = output.read_prompt(prompt)
         loaded = model.load(quiet=quiet)
-        run = loaded.start([loaded.encode_prompt(text, raw=raw, system=system)], loaded.settings(settings), n=n)
+        ids = loaded.encode_prompt(text, raw=raw, system=system)
+        run = loaded.start([ids], loaded.settings(settings), n=n, runners_up=runners_up)
     else:
         assert resume is not None
         assert at is not None
@@ -74,13 +78,13 @@ def generate(
         recorded.ids_at(at)  # what cannot be resumed is refused before a model is loaded
         resumed_settings(recorded, settings)
         loaded = model.load(quiet=quiet, default=recorded.model)
-        run = loaded.resume(recorded, at=at, **settings)
+        run = loaded.resume(recorded, at=at, runners_up=runners_up, **settings)
         if recorded.model != loaded.name and not quiet:
             print(f"the run was recorded with {recorded.model} and goes on with {loaded.name}", file=sys.stderr)
     if not quiet:
         output.tell_ineffective(loaded.backbone.config, run.settings, set(settings), n=n)
     try:
-        is_whole = output.watch(run, quiet=quiet)
+        is_whole = output.watch(run, quiet=quiet, meter=live)
     except BaseException:
         run.results()
         output.save_trajectories(trajectory, run.trajectories, quiet=quiet)

@@ -39,6 +39,7 @@ def infill(
         Path | None, typer.Option("--trajectory", help="Keep every step in a file.", metavar="FILE", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Draw a meter of AR-ness below the canvas.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Result only: no drawing, no speed card.")] = False,
     *,
     model: ModelOptions,
@@ -57,15 +58,17 @@ def infill(
 
     checked = settings_from(settings)
     output.check_writable(trajectory)
+    output.check_live(live=live, quiet=quiet)
     if in_place and file == "-":
         raise SettingsError("--in-place needs a file to write back to; leave it out to read standard input")
     segments = _segments(_read(file), lines or [], length=length, limit=limit)
     require_holes(segments)
     if in_place:
         output.check_writable(Path(file), option="--in-place")
-    filler = start_infill(model.load(quiet=quiet), segments, checked)
+    runners_up = output.RUNNERS_UP if trajectory is not None else 0
+    filler = start_infill(model.load(quiet=quiet), segments, checked, runners_up=runners_up)
     try:
-        is_whole = _watch(filler, quiet=quiet)
+        is_whole = _watch(filler, quiet=quiet, meter=live)
     except BaseException:
         output.save_trajectories(trajectory, filler.result().trajectories, quiet=quiet)
         raise
@@ -125,10 +128,10 @@ def _segments(text: str, lines: list[str], *, length: str | None, limit: int) ->
     return cut_lines(text, ranges, Hole.parse(length, limit=limit))
 
 
-def _watch(filler: "Filler", *, quiet: bool) -> bool:
+def _watch(filler: "Filler", *, quiet: bool, meter: bool) -> bool:
     from unmask.view.terminal import LiveCanvas
 
-    live = LiveCanvas()
+    live = LiveCanvas(meter=meter)
     try:
         with live:
             for _ in filler:

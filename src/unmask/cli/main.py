@@ -6,13 +6,15 @@ import sys
 
 import typer
 
-from unmask.cli import data, models
+from unmask.cli import data, models, trajectory
+from unmask.cli.analyze import analyze
 from unmask.cli.chat import chat
 from unmask.cli.doctor import doctor
 from unmask.cli.evaluate import evaluate
 from unmask.cli.generate import generate
 from unmask.cli.infill import infill
 from unmask.cli.replay import replay
+from unmask.cli.reproduce import reproduce
 from unmask.cli.train import train
 from unmask.errors import UnmaskError
 from unmask.version import __version__
@@ -26,6 +28,8 @@ Examples:
   unmask generate "Write hello world." --trajectory run.jsonl
 
   unmask replay run.jsonl
+
+  unmask analyze run.jsonl
 
   unmask infill program.py --lines 10-14
 
@@ -49,8 +53,11 @@ app.command()(generate)
 app.command()(chat)
 app.command()(infill)
 app.command()(replay)
+app.command()(analyze)
 app.command()(evaluate)
+app.command()(reproduce)
 app.command()(train)
+app.add_typer(trajectory.app, name="trajectory")
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.command()(doctor)

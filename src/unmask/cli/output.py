@@ -21,16 +21,21 @@ if TYPE_CHECKING:
     from unmask.model.config import ModelConfig
 
 
-def watch(run: "Run", *, quiet: bool, keep: bool = False) -> bool:
+RUNNERS_UP = 3  # next best tokens that a kept trajectory names for each commit
+
+
+def watch(run: "Run", *, quiet: bool, meter: bool = False) -> bool:
     """Run to the end, drawing the first row on a terminal; False when Ctrl-C ended it early."""
     from unmask.view.terminal import LiveCanvas
 
     total = run.settings.steps
-    live = LiveCanvas(keep=keep, end_ids=run.trajectories[0].end_ids)
+    live = LiveCanvas(meter=meter, end_ids=run.trajectories[0].end_ids)
     if quiet or not live.is_drawn:
         return _drain(run)
     with live:
         try:
+            for frame in run.trajectories[0].frames() if meter else ():  # what a run did before it was taken up
+                live.follow(frame)
             live.update(run.frame(), run.pieces(), num_forwards=0, total_steps=total)
             for _ in run:
                 live.update(run.frame(), run.pieces(), num_forwards=run.trajectories[0].num_forwards, total_steps=total)
@@ -46,6 +51,18 @@ def _drain(run: "Run") -> bool:
     except KeyboardInterrupt:
         return False
     return True
+
+
+def check_live(*, live: bool, quiet: bool) -> None:
+    """Refuse `--live` with `--quiet`; where there is no terminal to draw on, say so and go on."""
+    if not live:
+        return
+    if quiet:
+        raise SettingsError("--live draws on the terminal and --quiet keeps it empty; leave one of them out")
+    from unmask.view.terminal import LiveCanvas
+
+    if not LiveCanvas().is_drawn:
+        print("--live has nothing to draw on: stderr is no terminal; the run goes on without", file=sys.stderr)
 
 
 def check_writable(path: Path | None, *, option: str = "--trajectory") -> None:

@@ -1,75 +1,220 @@
-"""`unmask replay FILE`: play a recorded run again, look at one step of it, or take its text; no model is needed.
+"""`unmask replay FILE`: play a recorded run again, look at one step, take its text or a picture; no model is needed.
 
 On a terminal the canvas fills on stderr and the final text is left on stdout; into a pipe or a file goes the final
 text alone. For a generation the text is the answer, up to its end; where given text stands behind an open position
-(an infill) it is the whole row.
+(an infill) it is the whole row. `--html`, `--svg` and `--cast` write a file instead.
 """
 
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from unmask import trajectory as trajectories
+from unmask.cli.output import check_writable
 from unmask.errors import SettingsError, TrajectoryError
 from unmask.trajectory import Frame, Trajectory
 
 MASK = "░"
+SPEED, COLUMNS = 10.0, 80
+_PICTURES = "Pictures"
+
+
+def _picture(*names: str, help: str, metavar: str) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=_PICTURES, show_default=False)
 
 
 def replay(
     file: Annotated[Path, typer.Argument(help="A trajectory, written by `--trajectory`.", show_default=False)],
+    second: Annotated[
+        Path | None, typer.Argument(metavar="[OTHER]", help="The same as --with OTHER.", show_default=False)
+    ] = None,
     row: Annotated[int, typer.Option("--row", help="Which run of the file, counted from 0.", metavar="N")] = 0,
-    speed: Annotated[float, typer.Option("--speed", help="Steps per second.", metavar="FLOAT")] = 10.0,
+    speed: Annotated[
+        float | None, typer.Option("--speed", help="Steps per second. [10]", metavar="FLOAT", show_default=False)
+    ] = None,
     step: Annotated[
         int | None,
         typer.Option("--step", help="Print the canvas as it was after step K and leave.", metavar="K"),
     ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Play with an AR-ness meter, even where the text goes into a pipe.")
+    ] = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="Show states without colour.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object about the run.")] = False,
+    html: Annotated[Path | None, _picture("--html", help="Write a page that plays the run.", metavar="FILE")] = None,
+    svg: Annotated[
+        Path | None, _picture("--svg", help="Write a figure of five steps, or of --step K.", metavar="FILE")
+    ] = None,
+    cast: Annotated[
+        Path | None, _picture("--cast", help="Write a terminal recording (asciinema).", metavar="FILE")
+    ] = None,
+    other: Annotated[
+        Path | None, _picture("--with", help="A second run, beside the first in the page.", metavar="OTHER")
+    ] = None,
+    other_row: Annotated[
+        int | None, _picture("--with-row", help="Which run of OTHER, or of FILE. [0]", metavar="N")
+    ] = None,
+    columns: Annotated[
+        int | None, _picture("--columns", help="Width of the figure or recording. [80]", metavar="N")
+    ] = None,
 ) -> None:
     """Play a recorded run again.
 
-    Example: unmask replay run.jsonl --speed 20
+    Example: unmask replay run.jsonl --html run.html
     """
-    _check_settings(speed=speed, step=step, as_json=as_json)
+    if second is not None and other is not None:
+        raise SettingsError(f"{second} and --with {other} both name a second run; give one of them")
+    other = second or other
+    pictures = {"--html": html, "--svg": svg, "--cast": cast}
+    outputs = {option: path for option, path in pictures.items() if path is not None}
+    _check_settings(speed=speed, step=step, columns=columns, as_json=as_json, live=live, outputs=outputs)
+    if "--html" not in outputs and (other is not None or other_row is not None):
+        given = f"the second run {other}" if other is not None else f"--with-row {other_row}"
+        raise SettingsError(f"{given} has no effect without the page that shows both; give --html FILE with it")
+    _check_outputs(outputs, inputs=[file, *([other] if other else [])])
     try:
-        run = _pick(file, row)
-        if as_json:
+        run = pick(file, row)
+        if outputs:
+            shown = [(file, row)]
+            if other is not None or other_row is not None:
+                shown.append((other or file, other_row or 0))
+            runs = [run, *(pick(*picked, "--with-row") for picked in shown[1:])]
+            for option, text in _drawn(
+                runs,
+                outputs,
+                names=_names(shown),
+                speed=speed or SPEED,
+                step=step,
+                columns=columns or COLUMNS,
+                colour=not no_color,
+                meter=live,
+            ):
+                _write(outputs[option], text)
+                print(f"{option.removeprefix('--')} written to {outputs[option]}", file=sys.stderr)
+        elif as_json:
             _print(json.dumps(_summary(run), ensure_ascii=False))
         elif step is not None:
             _show_step(run, step, no_color=no_color)
         else:
-            if sys.stdout.isatty():
-                _play(run, speed=speed, no_color=no_color)
-            _print(_text(run))
+            if live or sys.stdout.isatty():
+                _play(run, speed=speed or SPEED, no_color=no_color, meter=live)
+            _print(answer_text(run))
             _tell_if_unfinished(run)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
 
-def _check_settings(*, speed: float, step: int | None, as_json: bool) -> None:
-    if not (speed > 0 and math.isfinite(speed)):
+def _check_settings(
+    *,
+    speed: float | None,
+    step: int | None,
+    columns: int | None,
+    as_json: bool,
+    live: bool,
+    outputs: Mapping[str, Path],
+) -> None:
+    if speed is not None and not (speed > 0 and math.isfinite(speed)):
         raise SettingsError(
             f"--speed {speed:g} was given, but it counts steps per second; give a finite number above 0"
         )
+    if columns is not None and columns < 1:
+        raise SettingsError(f"--columns {columns} was given, but a line holds at least 1 character; 80 is usual")
     if as_json and step is not None:
         raise SettingsError("--json tells about the whole run and --step about one step of it; give one of them")
+    option = next(iter(outputs), None)
+    if as_json and option:
+        raise SettingsError(f"--json has no effect with {option}, which writes a file; leave one of them out")
+    if live and option and "--cast" not in outputs:
+        raise SettingsError(f"--live has no effect with {option}, which needs no terminal; leave it out")
+    if live and (as_json or step is not None):
+        raise SettingsError(f"--live plays the run and {'--json' if as_json else '--step'} does not; give one of them")
+    if step is not None and outputs and set(outputs) != {"--svg"}:
+        option = next(name for name in outputs if name != "--svg")
+        raise SettingsError(f"--step {step} has no effect with {option}, which holds every step; leave it out")
+    if columns is not None and not {"--svg", "--cast"} & set(outputs):
+        raise SettingsError(
+            f"--columns {columns} has no effect without --svg or --cast; a terminal and a page have their own width"
+        )
+    if speed is not None and set(outputs) == {"--svg"}:
+        raise SettingsError(f"--speed {speed:g} has no effect with --svg, which stands still; leave it out")
 
 
-def _pick(file: Path, row: int) -> Trajectory:
+def _check_outputs(outputs: Mapping[str, Path], *, inputs: list[Path]) -> None:
+    """Each can be written, and none is a file that is read or another output."""
+    taken = {Path(os.path.realpath(path)): str(path) for path in inputs}
+    for option, path in outputs.items():
+        check_writable(path, option=option)
+        if (same := taken.get(Path(os.path.realpath(path)))) is not None and (path.is_file() or not path.exists()):
+            raise SettingsError(f"{option} {path} would be written over {same}; give another file")
+        taken[Path(os.path.realpath(path))] = f"{option} {path}"
+
+
+def pick(file: Path, row: int, option: str = "--row") -> Trajectory:
+    """One run of a file. Raises TrajectoryError for a row that it does not have."""
     runs = trajectories.load(file)
     if not 0 <= row < len(runs):
-        held = "one run; give --row 0" if len(runs) == 1 else f"{len(runs)} runs; give --row 0 to {len(runs) - 1}"
+        held = (
+            f"one run; give {option} 0" if len(runs) == 1 else f"{len(runs)} runs; give {option} 0 to {len(runs) - 1}"
+        )
         raise TrajectoryError(f"row {row} was asked for, but {file} holds {held}")
     return runs[row]
 
 
-def _play(run: Trajectory, *, speed: float, no_color: bool) -> None:
+def _names(shown: Sequence[tuple[Path, int]]) -> list[str]:
+    """What tells runs apart: their files' names, with the row where it is not the first or the file is the same."""
+    is_one_file = len(shown) > 1 and len({path for path, _ in shown}) == 1
+    return [path.name + (f", row {row}" if row or is_one_file else "") for path, row in shown]
+
+
+def _drawn(
+    runs: Sequence[Trajectory],
+    outputs: Mapping[str, Path],
+    *,
+    names: list[str],
+    speed: float,
+    step: int | None,
+    columns: int,
+    colour: bool,
+    meter: bool,
+) -> Iterator[tuple[str, str]]:
+    """The text of each output; the page alone shows a second run."""
+    if "--html" in outputs:
+        from unmask.view.replay_html import page
+
+        yield "--html", page(runs, names=names, speed=speed)
+    if "--svg" in outputs:
+        from unmask.view.replay_svg import figure
+
+        yield "--svg", figure(runs[0], steps=None if step is None else [step], columns=columns)
+    if "--cast" in outputs:
+        from unmask.view.cast import recording
+
+        yield "--cast", recording(runs[0], speed=speed, columns=columns, colour=colour, meter=meter)
+
+
+def _write(path: Path, text: str) -> None:
+    """Beside the file first and then in its place, so that no half file is left; a device or a pipe straight."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        target.write_text(text, encoding="utf-8")
+        return
+    partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _play(run: Trajectory, *, speed: float, no_color: bool, meter: bool) -> None:
     """Fill the canvas on stderr, `speed` steps a second."""
     from rich.console import Console
 
@@ -77,7 +222,10 @@ def _play(run: Trajectory, *, speed: float, no_color: bool) -> None:
 
     console = Console(stderr=True, no_color=no_color or None)
     total = len(run.steps)
-    with LiveCanvas(console, end_ids=run.end_ids, timed=False) as canvas:
+    with LiveCanvas(console, end_ids=run.end_ids, timed=False, meter=meter) as canvas:
+        if meter and not canvas.is_drawn:
+            print("--live draws on a terminal, and stderr is none: only the text follows", file=sys.stderr)
+            return
         due = time.monotonic()
         for frame in run.frames():
             forwards = run.num_forwards * frame.step // total if total else run.num_forwards
@@ -115,7 +263,7 @@ def _region(frame: Frame) -> list[int | None]:
     return [token for position, token in enumerate(frame.ids) if position not in frame.given]
 
 
-def _answer(run: Trajectory) -> list[int | None]:
+def answer(run: Trajectory) -> list[int | None]:
     """The final ids that make the text: a generation is cut at its end, an infill only loses its end tokens."""
     *_, last = run.frames()
     ends = {i for i, token in enumerate(last.ids) if token in run.end_ids and i not in last.given}
@@ -125,16 +273,17 @@ def _answer(run: Trajectory) -> list[int | None]:
     return [token for i, token in enumerate(last.ids[:stop]) if i not in last.given]
 
 
-def _text(run: Trajectory) -> str:
-    return run.text(_answer(run), mask=MASK)
+def answer_text(run: Trajectory) -> str:
+    """The text of the answer, masks shown."""
+    return run.text(answer(run), mask=MASK)
 
 
 def _summary(run: Trajectory) -> dict[str, Any]:
-    answer = _answer(run)
+    ids = answer(run)
     return {
-        "text": run.text(answer, mask=MASK),
+        "text": run.text(ids, mask=MASK),
         "model": run.model,
-        "num_tokens": len(answer) - answer.count(None),
+        "num_tokens": len(ids) - ids.count(None),
         "num_forwards": run.num_forwards,
         "seconds": run.settings.get("seconds"),  # the record keeps no clock; only a writer that put it there knows
         "seed": run.seed,
@@ -156,7 +305,7 @@ def _print(text: str) -> None:
 
 
 def _tell_if_unfinished(run: Trajectory) -> None:
-    masked = _answer(run).count(None)
+    masked = answer(run).count(None)
     if masked:
         why = f" ({run.finish_reason})" if run.finish_reason else ""
         noun = "position is" if masked == 1 else "positions are"

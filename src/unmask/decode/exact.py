@@ -61,8 +61,10 @@ class ExactRule:
         is_suppressed_V: Tensor,
         end_ids: Collection[int],
         samples: Sequence[int],
+        runners_up: int = 0,
     ) -> None:
         self.settings = settings
+        self._runners_up = runners_up
         self._is_suppressed_V = is_suppressed_V
         self._end_ids = frozenset(end_ids)
         self._samples = samples
@@ -124,7 +126,7 @@ class ExactRule:
                 done = chunk.stop
                 uniform_C = None if uniform_M is None else uniform_M[chunk].to(logits_CV.device)
                 suppress_(logits_CV, self._is_suppressed_V)
-                parts.append(propose(logits_CV, settings, uniform_C=uniform_C))
+                parts.append(propose(logits_CV, settings, uniform_C=uniform_C, runners_up=self._runners_up))
             return join(parts)
 
     def _pick_blind(self, canvas: Canvas, places: Positions, step: int) -> Tensor:

@@ -138,20 +138,26 @@ class Infilling:
     trajectories: tuple[Trajectory, ...]
 
 
-def infill(model: Model, segments: Sequence[Segment], settings: DecodeSettings | None = None) -> Infilling:
+def infill(
+    model: Model, segments: Sequence[Segment], settings: DecodeSettings | None = None, *, runners_up: int = 0
+) -> Infilling:
     """Fill every hole and give the result."""
-    filler = start_infill(model, segments, settings or DecodeSettings())
+    filler = start_infill(model, segments, settings or DecodeSettings(), runners_up=runners_up)
     for _ in filler:
         pass
     return filler.result()
 
 
-def start_infill(model: Model, segments: Sequence[Segment], settings: DecodeSettings) -> "Filler":
-    """The filler that suits the model. Raises CanvasError for a text without holes or one that does not fit."""
+def start_infill(
+    model: Model, segments: Sequence[Segment], settings: DecodeSettings, *, runners_up: int = 0
+) -> "Filler":
+    """The filler that suits the model. Raises CanvasError for a text without holes or one that does not fit.
+
+    The trajectories keep the `runners_up` next best tokens of each commit.
+    """
     require_holes(segments)
-    if model.backbone.config.attention == "full":
-        return CanvasFiller(model, segments, settings)
-    return MiddleFiller(model, segments, settings)
+    kind = CanvasFiller if model.backbone.config.attention == "full" else MiddleFiller
+    return kind(model, segments, settings, runners_up=runners_up)
 
 
 def require_holes(segments: Sequence[Segment]) -> None:
@@ -168,8 +174,11 @@ class Filler(ABC):
 
     run: Run
 
-    def __init__(self, model: Model, segments: Sequence[Segment], settings: DecodeSettings) -> None:
+    def __init__(
+        self, model: Model, segments: Sequence[Segment], settings: DecodeSettings, *, runners_up: int = 0
+    ) -> None:
         self.model, self.segments, self.settings = model, list(segments), settings
+        self.runners_up = runners_up
         self.is_done = False
         self.probes = 0
         self.positions_probed = 0
@@ -213,8 +222,10 @@ class Filler(ABC):
 class CanvasFiller(Filler):
     """All holes on one canvas; for full attention."""
 
-    def __init__(self, model: Model, segments: Sequence[Segment], settings: DecodeSettings) -> None:
-        super().__init__(model, segments, settings)
+    def __init__(
+        self, model: Model, segments: Sequence[Segment], settings: DecodeSettings, *, runners_up: int = 0
+    ) -> None:
+        super().__init__(model, segments, settings, runners_up=runners_up)
         self._given = [model.tokenizer.encode(s) if isinstance(s, str) else [] for s in self.segments]
         self._lengths = {i: s.least for i, s in enumerate(self.segments) if isinstance(s, Hole)}
         self._lead = self._first_ids()
@@ -230,6 +241,7 @@ class CanvasFiller(Filler):
             samples=[0],
             end_ids=(),
             suppressed_ids=self._control_ids,
+            runners_up=self.runners_up,
         )
         self.runs.append(self.run)
         yield from self.run
@@ -319,8 +331,10 @@ class CanvasFiller(Filler):
 class MiddleFiller(Filler):
     """Hole after hole in the fill-in-the-middle form; for causal models that know it."""
 
-    def __init__(self, model: Model, segments: Sequence[Segment], settings: DecodeSettings) -> None:
-        super().__init__(model, segments, settings)
+    def __init__(
+        self, model: Model, segments: Sequence[Segment], settings: DecodeSettings, *, runners_up: int = 0
+    ) -> None:
+        super().__init__(model, segments, settings, runners_up=runners_up)
         fim = model.tokenizer.fim_ids
         if model.backbone.config.attention != "causal" or fim is None:
             what = model.backbone.config.attention
@@ -380,6 +394,7 @@ class MiddleFiller(Filler):
             samples=[0],
             end_ids=ends if may_end else (),
             suppressed_ids=() if may_end else ends,
+            runners_up=self.runners_up,
         )
         self.runs.append(self.run)
         for event in self.run:

@@ -14,16 +14,19 @@ from its middle are all this loop on different canvases.
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from unmask.decode.canvas import Canvas, Positions
 from unmask.decode.denoiser import Denoiser
 from unmask.decode.exact import ExactRule
 from unmask.decode.numerics import check_numbers
-from unmask.decode.reference import ReferenceRule
+from unmask.decode.observe import Observe
+from unmask.decode.policy import Proposal
+from unmask.decode.reference import Drawn, ReferenceRule
 from unmask.decode.settings import DecodeSettings
 from unmask.decode.stop import answer_end, open_places_BL
-from unmask.trajectory import Commit, StepEvent
+from unmask.trajectory import Commit, Seen, StepEvent
 
 
 def denoise(
@@ -35,19 +38,22 @@ def denoise(
     suppressed_ids: Collection[int] = (),
     samples: Sequence[int] | None = None,
     first_step: int = 0,
+    observe: Observe | None = None,
 ) -> Iterator[StepEvent]:
     """Fill the canvas in place, one StepEvent per step.
 
     `end_ids` end an answer. `suppressed_ids` are never committed (exact mode), the mask id is always among them.
     `samples` names each row's stream of random numbers; two rows with the same prompt and sample come out the same.
-    `first_step` continues a run whose first steps are on the canvas already.
+    `first_step` continues a run whose first steps are on the canvas already. `observe` says what the events tell beside
+    the commits; it changes nothing that is decoded.
 
-    The reference mode has one random stream and no stop, so of the keyword arguments it uses none.
+    The reference mode has one random stream and no stop, so of the other keyword arguments it uses none.
 
     Raises NumericsError when the network returns NaN, SettingsError when settings and model do not go together.
     """
+    observe = Observe() if observe is None else observe
     if settings.mode == "reference":
-        return _reference_steps(denoiser, canvas, settings)
+        return _reference_steps(denoiser, canvas, settings, observe)
     return _exact_steps(
         denoiser,
         canvas,
@@ -58,26 +64,28 @@ def denoise(
             is_suppressed_V=suppression_mask(denoiser, suppressed_ids),
             end_ids=end_ids,
             samples=range(canvas.num_rows) if samples is None else samples,
+            runners_up=observe.runners_up,
         ),
         end_ids,
         first_step,
+        observe,
     )
 
 
 def _exact_steps(
-    denoiser: Denoiser, canvas: Canvas, rule: ExactRule, end_ids: Collection[int], step: int
+    denoiser: Denoiser, canvas: Canvas, rule: ExactRule, end_ids: Collection[int], step: int, observe: Observe
 ) -> Iterator[StepEvent]:
     while (places := rule.open_places(canvas, step)) is not None:
         was_open_B = open_places_BL(canvas, answer_end(canvas, end_ids)).any(-1)
         meter = _Meter(denoiser)
         commits: tuple[Commit, ...] = ()
+        seen: dict[int, list[Seen]] = {}
         if len(places):
             proposal, is_kept_M = rule.decide(canvas, places, denoiser, step)
             check_numbers(proposal.confidence_M, canvas, places, step)
-            kept = places.where(is_kept_M)
-            token_M = proposal.token_M[is_kept_M]
-            canvas.commit(kept, token_M, step=step)
-            commits = _commits(canvas, kept, token_M, proposal.confidence_M[is_kept_M], proposal.entropy_M[is_kept_M])
+            canvas.commit(places.where(is_kept_M), proposal.token_M[is_kept_M], step=step)
+            commits = _commits(canvas, places, proposal, is_kept_M)
+            seen = _seen(canvas, places, proposal) if observe.first_step and step == 0 else {}
         is_open_B = open_places_BL(canvas, answer_end(canvas, end_ids)).any(-1)
         yield StepEvent(
             step=step,
@@ -87,19 +95,24 @@ def _exact_steps(
             finished=tuple((was_open_B & ~is_open_B).nonzero().flatten().tolist()),
             num_forwards=meter.forwards,
             positions_computed=meter.positions,
+            seen=seen,
         )
         step += 1
 
 
-def _reference_steps(denoiser: Denoiser, canvas: Canvas, settings: DecodeSettings) -> Iterator[StepEvent]:
-    rule = ReferenceRule(canvas, denoiser, settings)
+def _reference_steps(
+    denoiser: Denoiser, canvas: Canvas, settings: DecodeSettings, observe: Observe
+) -> Iterator[StepEvent]:
+    rule = ReferenceRule(canvas, denoiser, settings, runners_up=observe.runners_up)
     for step in range(rule.num_steps):
         places, meter = canvas.masked(), _Meter(denoiser)
         commits: tuple[Commit, ...] = ()
         remasked: tuple[tuple[int, int], ...] = ()
+        seen: dict[int, list[Seen]] = {}
         if len(places):
-            kept, again, drawn = rule.apply(canvas, places, denoiser, step)
-            commits = _commits(canvas, kept, drawn.token_M, drawn.confidence_M, drawn.entropy_M)
+            drawn, is_kept_M, again = rule.apply(canvas, places, denoiser, step)
+            commits = _commits(canvas, drawn.places, drawn, is_kept_M)
+            seen = _seen(canvas, drawn.places, drawn) if observe.first_step and step == 0 else {}
             positions_M = again.columns_M - canvas.start_B[again.rows_M]
             remasked = tuple(zip(again.rows_M.tolist(), positions_M.tolist(), strict=True))
         yield StepEvent(
@@ -111,6 +124,7 @@ def _reference_steps(denoiser: Denoiser, canvas: Canvas, settings: DecodeSetting
             finished=tuple(range(canvas.num_rows)) if step == rule.num_steps - 1 else (),
             num_forwards=meter.forwards,
             positions_computed=meter.positions,
+            seen=seen,
         )
 
 
@@ -139,17 +153,33 @@ def suppression_mask(denoiser: Denoiser, suppressed_ids: Collection[int]) -> Ten
 
 
 def _commits(
-    canvas: Canvas, places: Positions, token_M: Tensor, confidence_M: Tensor, entropy_M: Tensor
+    canvas: Canvas, places: Positions, drawn: Proposal | Drawn, is_kept_M: Bool[Tensor, " M"]
 ) -> tuple[Commit, ...]:
-    positions_M = places.columns_M - canvas.start_B[places.rows_M]
+    kept = places.where(is_kept_M)
+    none: list[tuple[tuple[int, float], ...]] = [()] * len(kept)
     return tuple(
         Commit(*values)
         for values in zip(
-            places.rows_M.tolist(),
-            positions_M.tolist(),
-            token_M.tolist(),
-            confidence_M.tolist(),
-            entropy_M.tolist(),
+            kept.rows_M.tolist(),
+            (kept.columns_M - canvas.start_B[kept.rows_M]).tolist(),
+            drawn.token_M[is_kept_M].tolist(),
+            drawn.confidence_M[is_kept_M].tolist(),
+            drawn.entropy_M[is_kept_M].tolist(),
+            none if drawn.runners is None else drawn.runners.of(is_kept_M),
             strict=True,
         )
     )
+
+
+def _seen(canvas: Canvas, places: Positions, drawn: Proposal | Drawn) -> dict[int, list[Seen]]:
+    """What the network had for every place, by row."""
+    out: dict[int, list[Seen]] = {}
+    for row, position, confidence, spread in zip(
+        places.rows_M.tolist(),
+        (places.columns_M - canvas.start_B[places.rows_M]).tolist(),
+        drawn.confidence_M.tolist(),
+        drawn.entropy_M.tolist(),
+        strict=True,
+    ):
+        out.setdefault(row, []).append((position, confidence, spread))
+    return out

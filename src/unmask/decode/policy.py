@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask.decode.observe import Runners, best_others, join_runners
 from unmask.decode.settings import DecodeSettings
 from unmask.diffusion.confidence import entropy, token_confidence, top_margin
 from unmask.diffusion.logits import draw, shape_logits
@@ -20,22 +21,28 @@ from unmask.diffusion.logits import draw, shape_logits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """For each place: the token it would get, how sure the model is, and the score that ranks it."""
+    """For each place: the token it would get, how sure the model is, the score that ranks it, and the runners-up if
+    they are observed."""
 
     token_M: Int[Tensor, " M"]
     confidence_M: Float[Tensor, " M"]
     entropy_M: Float[Tensor, " M"]
     score_M: Float[Tensor, " M"]
     tie_M: Float[Tensor, " M"]
+    runners: Runners | None = None
 
 
 def propose(
-    logits_CV: Float[Tensor, "C V"], settings: DecodeSettings, *, uniform_C: Float[Tensor, " C"] | None
+    logits_CV: Float[Tensor, "C V"],
+    settings: DecodeSettings,
+    *,
+    uniform_C: Float[Tensor, " C"] | None,
+    runners_up: int = 0,
 ) -> Proposal:
     """Draw a token for each place and measure how sure the model is of it, in float32.
 
-    `uniform_C` drives the draw; it is needed when the temperature acts on content. `confidence_M` and `entropy_M` are
-    those of the distribution that orders the places.
+    `uniform_C` drives the draw; it is needed when the temperature acts on content. `confidence_M`, `entropy_M` and the
+    `runners_up` best other tokens are those of the distribution that orders the places.
     """
     raw = logits_CV.float().log_softmax(-1)
     is_shaped = (
@@ -60,17 +67,23 @@ def propose(
     else:
         score = confidence
     tie = confidence if ordering is raw else token_confidence(raw, token)
-    return Proposal(token_M=token, confidence_M=confidence, entropy_M=spread, score_M=score, tie_M=tie)
+    runners = None
+    if runners_up:
+        logp_CK, others_CK = best_others(ordering, token, runners_up)
+        runners = Runners(token_MK=others_CK, probability_MK=logp_CK.exp())
+    return Proposal(token_M=token, confidence_M=confidence, entropy_M=spread, score_M=score, tie_M=tie, runners=runners)
 
 
 def join(parts: list[Proposal]) -> Proposal:
     """The proposals of several chunks as one, on the CPU."""
+    observed = [part.runners for part in parts if part.runners is not None]
     return Proposal(
         token_M=torch.cat([part.token_M for part in parts]).cpu(),
         confidence_M=torch.cat([part.confidence_M for part in parts]).cpu(),
         entropy_M=torch.cat([part.entropy_M for part in parts]).cpu(),
         score_M=torch.cat([part.score_M for part in parts]).cpu(),
         tie_M=torch.cat([part.tie_M for part in parts]).cpu(),
+        runners=join_runners(observed) if observed else None,
     )
 
 

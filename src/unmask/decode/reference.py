@@ -21,6 +21,7 @@ from torch.distributions import constraints
 from unmask.decode.canvas import Canvas, Positions
 from unmask.decode.denoiser import Denoiser
 from unmask.decode.numerics import check_numbers
+from unmask.decode.observe import Runners, best_others
 from unmask.decode.settings import DecodeSettings
 from unmask.diffusion.schedule import reference_budget, reference_share, reference_times
 from unmask.errors import CheckpointError, NumericsError, SettingsError
@@ -28,18 +29,21 @@ from unmask.errors import CheckpointError, NumericsError, SettingsError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """For each place: the drawn token, its probability, the score that ranks it, and the entropy (nats)."""
+    """For each of `places`: the drawn token, its probability, the score that ranks it, the entropy (nats), and the
+    runners-up if they are observed. `origin` draws for the places that it takes, the others for every masked one."""
 
+    places: Positions
     token_M: Int[Tensor, " M"]
     confidence_M: Float[Tensor, " M"]
     score_M: Float[Tensor, " M"]
     entropy_M: Float[Tensor, " M"]
+    runners: Runners | None = None
 
 
 class ReferenceRule:
     """Turns a canvas's ids into the ids after one reference step."""
 
-    def __init__(self, canvas: Canvas, denoiser: Denoiser, settings: DecodeSettings) -> None:
+    def __init__(self, canvas: Canvas, denoiser: Denoiser, settings: DecodeSettings, *, runners_up: int = 0) -> None:
         if denoiser.config.mask_id is None:
             raise CheckpointError("the reference mode writes mask ids, and the model names none; give `--mask-id ID`")
         if denoiser.config.attention != "full":
@@ -50,33 +54,28 @@ class ReferenceRule:
         self.mask_id = denoiser.config.mask_id
         self.num_steps = settings.steps if settings.steps is not None else settings.max_new_tokens
         self._settings = settings
+        self._runners_up = runners_up
         self._times = reference_times(self.num_steps, settings.eps)
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._mark(canvas, canvas.ids_BL)
 
     def apply(
         self, canvas: Canvas, places: Positions, denoiser: Denoiser, index: int
-    ) -> tuple[Positions, Positions, Drawn]:
-        """Run step `index` on the canvas: the places committed, those re-masked, what was drawn at the committed."""
+    ) -> tuple[Drawn, Bool[Tensor, " M"], Positions]:
+        """Run step `index` on the canvas: what was drawn, which of it was committed, the places re-masked."""
         logits_MV = torch.cat([logits.cpu() for logits in denoiser.logits(canvas, places)])
         if self._settings.policy == "origin":
             ids_BL, drawn = self._origin(canvas, places, logits_MV, index)
         else:
             ids_BL, drawn = self._ranked(canvas, places, logits_MV, index)
-        check_numbers(drawn.confidence_M, canvas, places, index)
+        check_numbers(drawn.confidence_M, canvas, drawn.places, index)
         ids_BL = torch.where(_is_real(canvas), ids_BL, canvas.ids_BL)
         is_committed_BL = canvas.is_masked_BL & (ids_BL != self.mask_id)
         is_remasked_BL = ~canvas.is_masked_BL & (ids_BL == self.mask_id)
         canvas.committed_at_BL[is_committed_BL] = index
-        is_kept_M = is_committed_BL[places.rows_M, places.columns_M]
+        is_kept_M = is_committed_BL[drawn.places.rows_M, drawn.places.columns_M]
         self._mark(canvas, ids_BL)
-        kept = Drawn(
-            token_M=drawn.token_M[is_kept_M],
-            confidence_M=drawn.confidence_M[is_kept_M],
-            score_M=drawn.score_M[is_kept_M],
-            entropy_M=drawn.entropy_M[is_kept_M],
-        )
-        return places.where(is_kept_M), Positions(*is_remasked_BL.nonzero(as_tuple=True)), kept
+        return drawn, is_kept_M, Positions(*is_remasked_BL.nonzero(as_tuple=True))
 
     def _mark(self, canvas: Canvas, ids_BL: Int[Tensor, "B L"]) -> None:
         """A position is masked exactly when it holds the mask id."""
@@ -89,23 +88,17 @@ class ReferenceRule:
     ) -> tuple[Int[Tensor, "B L"], Drawn]:
         """Each masked position on its own, with probability 1 - s/t; tokens are drawn for those alone."""
         is_taken_M = torch.rand(len(places), generator=self._generator) < reference_share(self._times, index)
-        drawn = self._draw(logits_MV[is_taken_M])
         taken = places.where(is_taken_M)
+        drawn = self._draw(taken, logits_MV[is_taken_M])
         ids_BL = canvas.ids_BL.clone()
         ids_BL[taken.rows_M, taken.columns_M] = drawn.token_M
-        spread = Drawn(
-            token_M=torch.zeros(len(places), dtype=torch.long).masked_scatter(is_taken_M, drawn.token_M),
-            confidence_M=torch.zeros(len(places)).masked_scatter(is_taken_M, drawn.confidence_M.float()),
-            score_M=torch.zeros(len(places)).masked_scatter(is_taken_M, drawn.score_M.float()),
-            entropy_M=torch.zeros(len(places)).masked_scatter(is_taken_M, drawn.entropy_M),
-        )
-        return ids_BL, spread
+        return ids_BL, drawn
 
     def _ranked(
         self, canvas: Canvas, places: Positions, logits_MV: Tensor, index: int
     ) -> tuple[Int[Tensor, "B L"], Drawn]:
         """The n best of every row of the whole canvas, n from the batch's mean mask count."""
-        drawn = self._draw(logits_MV)
+        drawn = self._draw(places, logits_MV)
         n = reference_budget(canvas.is_masked_BL.sum() / canvas.num_rows, self._times, index)
         ids_BL = canvas.ids_BL.clone()
         if n > 0:
@@ -129,7 +122,7 @@ class ReferenceRule:
                 "has too few masks left or its scores are not numbers; use `--mode exact`"
             ) from None
 
-    def _draw(self, logits_MV: Float[Tensor, "M V"]) -> Drawn:
+    def _draw(self, places: Positions, logits_MV: Float[Tensor, "M V"]) -> Drawn:
         """Dream's `sample_tokens`: shape, draw or take the best, and score, in the dtype of the logits."""
         settings = self._settings
         if settings.temperature > 0:
@@ -152,7 +145,13 @@ class ReferenceRule:
         elif settings.policy == "entropy":
             score = (probability_MV * (probability_MV + 1e-10).log()).sum(-1)
         spread = torch.special.entr(probability_MV.float()).sum(-1)
-        return Drawn(token_M=token, confidence_M=confidence, score_M=score, entropy_M=spread)
+        runners = None
+        if self._runners_up:
+            others_MK, other_MK = best_others(probability_MV, token, self._runners_up)
+            runners = Runners(token_MK=other_MK, probability_MK=others_MK)
+        return Drawn(
+            places=places, token_M=token, confidence_M=confidence, score_M=score, entropy_M=spread, runners=runners
+        )
 
 
 def _is_real(canvas: Canvas) -> Bool[Tensor, "B L"]:

@@ -12,6 +12,7 @@ from typing import Any
 from unmask.decode.canvas import Canvas
 from unmask.decode.denoiser import Denoiser
 from unmask.decode.loop import denoise
+from unmask.decode.observe import Observe
 from unmask.decode.settings import DecodeSettings
 from unmask.decode.stop import StopFinder, answer_end
 from unmask.errors import TextError
@@ -63,6 +64,7 @@ class Run:
         stop_strings: Sequence[str] = (),
         first_step: int = 0,
         history: Sequence[Trajectory] | None = None,
+        observe: Observe | None = None,
     ) -> None:
         self.canvas = canvas
         self.settings = settings
@@ -85,6 +87,7 @@ class Run:
             suppressed_ids=suppressed_ids,
             samples=samples,
             first_step=first_step,
+            observe=observe,
         )
 
     def __iter__(self) -> Iterator[StepEvent]:
@@ -169,7 +172,8 @@ class Run:
             self.positions_computed[row] += share + (number < rest)
         for commit in event.commits:
             self._confidence[commit.row][commit.position] = commit.confidence
-            self._name(self.trajectories[commit.row], commit.token_id)
+            for token in (commit.token_id, *(token for token, _ in commit.runners_up)):
+                self._name(self.trajectories[commit.row], token)
         for row in event.finished:
             self._finished[row] = True
 

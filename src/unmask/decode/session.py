@@ -13,6 +13,7 @@ import torch
 
 from unmask.decode.canvas import Canvas
 from unmask.decode.denoiser import CachedDenoiser, Denoiser, FullDenoiser
+from unmask.decode.observe import Observe
 from unmask.decode.run import Generation, Run
 from unmask.decode.settings import DecodeSettings
 from unmask.errors import CanvasError, CheckpointError, SettingsError, TextError, TrajectoryError, did_you_mean
@@ -91,28 +92,39 @@ class Model:
     defaults: Defaults = field(default_factory=Defaults)
     """What the model table says it is best used with, for settings that are not given."""
 
-    def generate(self, prompt: str, *, raw: bool = False, system: str | None = None, **settings: Any) -> Generation:
+    def generate(
+        self, prompt: str, *, raw: bool = False, system: str | None = None, runners_up: int = 0, **settings: Any
+    ) -> Generation:
         """One answer to one prompt.
 
         An instruction-tuned checkpoint gets the prompt through its chat template; `raw` (and every checkpoint without
         a template) continues the text as it stands. `settings` are the fields of `DecodeSettings`; what is not given
-        is as the model's `defaults` have it.
+        is as the model's `defaults` have it. The trajectory keeps the `runners_up` next best tokens of each commit.
         """
-        return self.generate_many([prompt], raw=raw, system=system, **settings)[0]
+        return self.generate_many([prompt], raw=raw, system=system, runners_up=runners_up, **settings)[0]
 
     def generate_many(
-        self, prompts: Sequence[str], *, n: int = 1, raw: bool = False, system: str | None = None, **settings: Any
+        self,
+        prompts: Sequence[str],
+        *,
+        n: int = 1,
+        raw: bool = False,
+        system: str | None = None,
+        runners_up: int = 0,
+        **settings: Any,
     ) -> list[Generation]:
         """`n` answers to each prompt in one batch, prompt by prompt. A row does not depend on its neighbours."""
         checked = self.settings(settings)
         encoded = [self.encode_prompt(prompt, raw=raw, system=system) for prompt in prompts]
-        return self.start(encoded, checked, n=n).finish() if encoded else []
+        return self.start(encoded, checked, n=n, runners_up=runners_up).finish() if encoded else []
 
-    def chat(self, messages: Sequence[Message], *, prefill: str | None = None, **settings: Any) -> Generation:
+    def chat(
+        self, messages: Sequence[Message], *, prefill: str | None = None, runners_up: int = 0, **settings: Any
+    ) -> Generation:
         """The next answer of a conversation; `prefill` is its given beginning."""
         checked = self.settings(settings)
         ids = encode_chat(self.tokenizer, messages, prefill=prefill)
-        return self.start([ids], checked).finish()[0]
+        return self.start([ids], checked, runners_up=runners_up).finish()[0]
 
     def settings(self, given: dict[str, Any]) -> DecodeSettings:
         """`DecodeSettings` of an answer from keyword arguments, with this model's own room where none is given."""
@@ -133,7 +145,9 @@ class Model:
         turns = [Message("user", prompt)]
         return encode_chat(self.tokenizer, [Message("system", system), *turns] if system is not None else turns)
 
-    def start(self, prompts: Sequence[Sequence[int]], settings: DecodeSettings, *, n: int = 1) -> Run:
+    def start(
+        self, prompts: Sequence[Sequence[int]], settings: DecodeSettings, *, n: int = 1, runners_up: int = 0
+    ) -> Run:
         """Lay out a canvas with `max_new_tokens` masks behind each prompt and begin; iterate the run to decode."""
         if n < 1:
             raise SettingsError(f"-n {n} is not a number of answers; it must be at least 1")
@@ -148,7 +162,7 @@ class Model:
             )
         rows = [[*prompt, *[None] * settings.max_new_tokens] for prompt in prompts for _ in range(n)]
         samples = [sample for _ in prompts for sample in range(n)]
-        return self.run_rows(rows, settings, samples=samples)
+        return self.run_rows(rows, settings, samples=samples, runners_up=runners_up)
 
     def run_rows(
         self,
@@ -159,10 +173,12 @@ class Model:
         end_ids: Sequence[int] | None = None,
         suppressed_ids: Sequence[int] = (),
         stop_strings: Sequence[str] = (),
+        runners_up: int = 0,
     ) -> Run:
         """Decode rows in which None is masked. `end_ids` None takes the model's own.
 
         A row whose settled beginning holds one of `stop_strings` is done; its text still has the string (exact mode).
+        `runners_up` is how many of the next best tokens the record keeps for each commit.
         """
         return Run(
             self.denoiser(),
@@ -174,6 +190,7 @@ class Model:
             suppressed_ids=[*self.undefined_ids, *suppressed_ids],
             samples=samples,
             stop_strings=stop_strings,
+            observe=Observe(runners_up=runners_up),
         )
 
     def canvas(
@@ -190,7 +207,7 @@ class Model:
         align = self.backbone.config.block_length or 1
         return Canvas.from_rows(rows, mask_id=self.backbone.config.mask_id, align=align, committed_at=committed_at)
 
-    def resume(self, trajectory: Trajectory, *, at: int, **changes: Any) -> Run:
+    def resume(self, trajectory: Trajectory, *, at: int, runners_up: int = 0, **changes: Any) -> Run:
         """Take a recorded run up again after step `at`, with other settings if wanted.
 
         With the same settings the run ends as it did before. The canvas stays as it was laid out. Raises
@@ -228,6 +245,7 @@ class Model:
             samples=[trajectory.sample],
             first_step=at,
             history=[history],
+            observe=Observe(runners_up=runners_up),
         )
 
     def denoiser(self) -> Denoiser:

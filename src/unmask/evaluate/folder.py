@@ -5,18 +5,20 @@ evaluations/humaneval-diffucoder-7b-instruct-1f9ac3d2/
     samples.jsonl   one line per sample, written as each batch ends
     result.json     the result
     report.html     the same to look at
+    trajectories/   where they were asked for: one file per batch, written before the batch's samples
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from unmask.errors import SettingsError, TaskError
+from unmask.trajectory import Trajectory, save
 
-RUN, SAMPLES, REPORT = "run.json", "samples.jsonl", "report.html"
+RUN, SAMPLES, REPORT, TRAJECTORIES = "run.json", "samples.jsonl", "report.html", "trajectories"
 NOTED = "noted"
 """The part of a protocol that is written down and not compared: it differs between equal runs."""
 
@@ -78,6 +80,16 @@ def read_protocol(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def keep_trajectories(folder: Path, cell: str, batch: int, trajectories: Sequence[Trajectory]) -> None:
+    """Write what the rows of a batch did. A batch that is drawn again after a kill overwrites its own file.
+
+    Raises TrajectoryError when the disk is full.
+    """
+    place = folder / TRAJECTORIES / _slug(cell)
+    place.mkdir(parents=True, exist_ok=True)
+    save(place / f"{batch:06d}.jsonl", trajectories)
 
 
 def fingerprint(path: Path) -> str:

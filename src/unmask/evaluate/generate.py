@@ -27,12 +27,16 @@ if TYPE_CHECKING:
     from unmask.decode.run import Generation
     from unmask.decode.session import Model
     from unmask.decode.settings import DecodeSettings
+    from unmask.trajectory import Trajectory
 
 Key = tuple[str, str, int]
 """What names a sample in a run: (cell, task id, number)."""
 
 Report = Callable[[int], None]
 """Called with how many samples were finished since the last call."""
+
+Keep = Callable[[str, int, "Sequence[Trajectory]"], None]
+"""Called before a batch is yielded, with its cell, its number in the cell, and what every row did."""
 
 ORACLE = "oracle"
 UNKNOWN = "unknown"
@@ -91,14 +95,20 @@ def generate(
     batch_size: int,
     done: Collection[Key] = (),
     report: Report = lambda _: None,
+    keep: Keep | None = None,
 ) -> Iterator[list[Sample]]:
     """The samples that are not in `done`, a list for each batch as it ends."""
     for cell in cells:
-        for batch in _batches(prompts, n, 1 if cell.settings.mode == "reference" else batch_size):
+        batches = _batches(prompts, n, 1 if cell.settings.mode == "reference" else batch_size)
+        for index, batch in enumerate(batches):
             missing = [(cell.name, prompt.task.task_id, number) not in done for prompt, number in batch]
             if not any(missing):
                 continue
             results = _decode(model, batch, cell.settings, report)
+            if keep is not None:
+                for (prompt, _), result in zip(batch, results, strict=True):
+                    result.trajectory.label = prompt.task.task_id
+                keep(cell.name, index, [result.trajectory for result in results])
             yield [
                 _sample(prompt, cell, number, result, rows=len(batch))
                 for (prompt, number), result, is_missing in zip(batch, results, missing, strict=True)
@@ -185,6 +195,7 @@ def infill(
     length: str,
     done: Collection[Key] = (),
     report: Report = lambda _: None,
+    keep: Keep | None = None,
 ) -> Iterator[list[Sample]]:
     """As `generate`, for gaps in given code, one sample at a time.
 
@@ -196,14 +207,18 @@ def infill(
         for prompt in prompts:
             _filler(model, prompt, cell, 0, length)
     for cell in cells:
-        for prompt in prompts:
-            for number in range(n):
-                if (cell.name, prompt.task.task_id, number) not in done:
-                    filler = _filler(model, prompt, cell, number, length)
-                    for _ in filler:
-                        pass
-                    report(1)
-                    yield [_filled(prompt, cell, number, filler)]
+        for index, (prompt, number) in enumerate((prompt, number) for prompt in prompts for number in range(n)):
+            if (cell.name, prompt.task.task_id, number) not in done:
+                filler = _filler(model, prompt, cell, number, length)
+                for _ in filler:
+                    pass
+                report(1)
+                if keep is not None:
+                    filled = filler.result().trajectories
+                    for trajectory in filled:
+                        trajectory.label = prompt.task.task_id
+                    keep(cell.name, index, filled)
+                yield [_filled(prompt, cell, number, filler)]
 
 
 def _filler(model: "Model", prompt: Prompt, cell: Cell, number: int, length: str) -> "Filler":

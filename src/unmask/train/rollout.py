@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from unmask.ar_ness import global_ar_ness, local_ar_ness
+from unmask.analyze.ar_ness import global_ar_ness, local_ar_ness
 from unmask.decode.settings import DecodeSettings, PolicyName, TemperatureRole
 from unmask.errors import DataError, SettingsError
 from unmask.seeds import derive_seed

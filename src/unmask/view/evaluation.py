@@ -31,7 +31,7 @@ _SHOWN = 12  # task names in a list
 
 def summary(result: Result) -> RenderableType:
     """The report of a run."""
-    parts: list[RenderableType] = [Text(heading(result), style="bold"), _scores(result), Text()]
+    parts: list[RenderableType] = [Text(heading(result), style="bold"), scores(result), Text()]
     if any(cell.cost.num_forwards is not None for cell in result.cells):
         parts += [_costs(result), Text()]
     parts += [_endings(result), Text()]
@@ -138,7 +138,7 @@ def mark(result: Result, cell: CellResult) -> str:
     return ", ".join(marks)
 
 
-def _scores(result: Result) -> Table:
+def scores(result: Result) -> Table:
     main = result.main
     table = _table("cell", *_score_columns(main))
     for cell in result.cells:

@@ -7,7 +7,8 @@ and doubtful ones underlined, and a mask is a cell either way.
 The text of a model is not trusted: control characters, which could move the cursor or retitle the window, become
 visible signs, and bytes that are not UTF-8 on their own wait for the token that completes them or become `�`.
 
-`render`, `legend`, `status` and `plain_frames` are pure; `LiveCanvas` holds the terminal, a clock and nothing else.
+`render`, `legend`, `status` and `plain_frames` are pure; `LiveCanvas` holds the terminal, a clock, what is new since it
+drew last, and the AR-ness meter if one is wanted.
 """
 
 import codecs
@@ -24,6 +25,7 @@ from rich.live import Live
 from rich.text import Text
 
 from unmask.trajectory import Frame, Trajectory
+from unmask.view.meter import FrameMeter, meter_line
 
 MASK = "░"
 END = "∎"
@@ -156,8 +158,9 @@ class LiveCanvas:
             for frame in frames:
                 canvas.update(frame, pieces, num_forwards=frame.step, total_steps=64)
 
-    `keep` leaves the last state on the screen, otherwise it is wiped. `timed` adds the seconds since the start.
-    However it ends, Ctrl-C included, the cursor comes back.
+    `keep` leaves the last state on the screen, otherwise it is wiped. `timed` adds the seconds since the start. `meter`
+    adds a line with the AR-ness of the answer so far; its last reading stays on the screen. However it ends, Ctrl-C
+    included, the cursor comes back.
     """
 
     def __init__(
@@ -168,6 +171,7 @@ class LiveCanvas:
         context: int | None = 1,
         end_ids: Collection[int] = (),
         timed: bool = True,
+        meter: bool = False,
         frames_per_second: float = FRAMES_PER_SECOND,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -184,6 +188,7 @@ class LiveCanvas:
         self._context = context
         self._end_ids = frozenset(end_ids)
         self._timed = timed
+        self._meter = FrameMeter(end_ids=end_ids) if meter else None
         self._interval = 1.0 / frames_per_second
         self._clock = clock
         self._started = self._next = clock()
@@ -208,11 +213,19 @@ class LiveCanvas:
                 self._waiting()
         finally:
             self._live.stop()
+        if self._meter is not None and self._meter.has_begun and not self._keep:
+            self.console.print(self._meter_line(self._meter), highlight=False)
+
+    def follow(self, frame: Frame) -> None:
+        """Let the meter see a frame that is not to be drawn: the steps of a run before it was taken up."""
+        if self.is_drawn and self._meter is not None:
+            self._meter.follow(frame)
 
     def update(self, frame: Frame, pieces: Mapping[int, str], *, num_forwards: int, total_steps: int | None) -> None:
         """Show `frame`, unless the last drawing was too short a time ago; its commits then stay new until one is."""
         if not self.is_drawn:
             return
+        self.follow(frame)
         has_moved = len(frame.ids) != self._length  # what was new before is somewhere else now
         self._length = len(frame.ids)
         self._new = frame.new if has_moved else self._new | frame.new
@@ -229,7 +242,8 @@ class LiveCanvas:
         colour = self.console.color_system is not None and not self.console.no_color
         mask = MASK if self.console.encoding.startswith("utf") else "_"
         lines = _layout(frame, pieces, width=width, context=self._context, end_ids=self._end_ids, mask=mask)
-        start, stop = _window(lines, max(1, height - 3), self._top)  # legend, status, and a line of air
+        below = 3 if self._meter is None else 4  # legend, status, perhaps the meter, and a line of air
+        start, stop = _window(lines, max(1, height - below), self._top)
         self._top = start
         canvas = _draw(lines, start, stop, width=width, palette=COLOURS if colour else WITHOUT_COLOUR)
         explained = legend(colour=colour, mask=mask, with_end=bool(self._end_ids))
@@ -237,9 +251,15 @@ class LiveCanvas:
         seconds = self._clock() - self._started if self._timed else None
         where = status(frame, num_forwards=num_forwards, total_steps=total_steps, seconds=seconds)
         canvas.append("\n").append_text(explained).append("\n").append(where[:width])
+        if self._meter is not None:
+            canvas.append("\n").append(self._meter_line(self._meter))
         self._live.update(canvas, refresh=True)
         self._new = frozenset()
         self._waiting = None
+
+    def _meter_line(self, meter: FrameMeter) -> str:
+        is_ascii = not self.console.encoding.startswith("utf")
+        return meter_line(*meter.reading(), width=self.console.width, is_ascii=is_ascii)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,1 @@
+"""What recorded runs tell of a model: order, certainty, what settles when. From trajectories alone, without torch."""

@@ -1,0 +1,108 @@
+"""Analyses as tables in the terminal: AR-ness, when kinds of tokens settle, and the entropy sink, a column per group.
+
+An interval stands in small behind its mean, as in `0.62 ±0.04`: half its width, 95 % over runs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from math import isnan
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from unmask.analyze.bootstrap import Mean
+from unmask.analyze.groups import Analysis
+from unmask.analyze.measure import Summary
+from unmask.view.evaluation import clean
+
+_LOCAL_KS, _GLOBAL_KS = (1, 2, 4, 8), (1, 2, 4)  # of those that were measured, the ones that a table has room for
+_DISTANCES = (1, 2, 3, 5, 9, 17, 33, 65)
+_NO_VALUE = "–"
+
+
+def report(analyses: Sequence[Analysis]) -> RenderableType:
+    """All tables, and what to know beside them."""
+    parts: list[RenderableType] = [_orders(analyses), Text()]
+    if any(analysis.settle_times.rows for analysis in analyses):
+        parts += [_syntax(analyses), Text()]
+    if any(analysis.sink is not None for analysis in analyses):
+        parts += [_sinks(analyses), Text()]
+    parts += [Text(note) for note in notes(analyses)]
+    return Group(*parts)
+
+
+def notes(analyses: Sequence[Analysis]) -> Iterator[str]:
+    """What a reader must know, one sentence each."""
+    conventions = analyses[0].summary.conventions
+    of = {"T-k": "the steps that have k before them", "T": "all steps"}[conventions.to_json()["denominator"]]
+    part = {
+        "answer": "the answer, without its end token and what settled behind it",
+        "end": "the end token and what settled behind it",
+        "all": "everything that settled",
+    }[conventions.part]
+    ties = {"position": "from left to right", "confidence": "the surest first"}[conventions.ties]
+    yield f"AR-ness: 1 is left to right; local is a share of {of}; within a step {ties}; of {part}."
+    for analysis in analyses:
+        about = clean(analysis.label)
+        if analysis.summary.num_empty:
+            yield f"{about}: {analysis.summary.num_empty} runs settled nothing that is measured, and are left out."
+        for reason, count in sorted(analysis.settle_times.reasons.items(), key=lambda item: (-item[1], item[0]))[:3]:
+            yield f"{about}: {count} answers have no syntax classes ({clean(reason)})."
+        if analysis.sink is None:
+            yield f"{about}: the runs do not say what the network had in its first step, so there is no entropy sink."
+
+
+def _orders(analyses: Sequence[Analysis]) -> Table:
+    table = _table("order", analyses)
+    table.add_row("runs", *(str(analysis.summary.num_runs) for analysis in analyses))
+    rows: list[tuple[str, Callable[[Summary], Mean | None]]] = [
+        *((f"local AR-ness@{k}", lambda found, k=k: found.local.get(k)) for k in _LOCAL_KS),
+        *((f"global AR-ness@{k}", lambda found, k=k: found.global_.get(k)) for k in _GLOBAL_KS),
+        ("neighbours in order", lambda found: found.pairwise_local),
+        ("all pairs in order", lambda found: found.pairwise_global),
+        ("end token settled at", lambda found: found.end_settled_at),
+        ("tokens per forward", lambda found: found.tokens_per_forward),
+    ]
+    for name, pick in rows:
+        table.add_row(name, *(shown(pick(analysis.summary)) for analysis in analyses))
+    return table
+
+
+def _syntax(analyses: Sequence[Analysis]) -> Table:
+    table = _table("settled after (share of the run)", analyses)
+    times = [{row.name: row.settle_time for row in analysis.settle_times.rows} for analysis in analyses]
+    for name in dict.fromkeys(name for found in times for name in found):
+        table.add_row(name, *(shown(found.get(name)) for found in times))
+    return table
+
+
+def _sinks(analyses: Sequence[Analysis]) -> Table:
+    table = _table("confidence in the first step, by distance", analyses)
+    curves = [
+        {point.distance: point.confidence for point in analysis.sink.points} if analysis.sink is not None else {}
+        for analysis in analyses
+    ]
+    for distance in _DISTANCES:
+        if any(distance in curve for curve in curves):
+            table.add_row(str(distance), *(shown(curve.get(distance)) for curve in curves))
+    return table
+
+
+def shown(mean: Mean | None) -> str:
+    """A mean with half the width of its interval.
+
+    >>> shown(Mean(value=0.5, low=0.4, high=0.62, count=9)), shown(None)
+    ('0.500 ±0.110', '–')
+    """
+    if mean is None or isnan(mean.value):
+        return _NO_VALUE
+    value = f"{mean.value:.3f}"
+    return value if isnan(mean.low) else f"{value} ±{(mean.high - mean.low) / 2:.3f}"
+
+
+def _table(first: str, analyses: Sequence[Analysis]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold")
+    for analysis in analyses:
+        table.add_column(clean(analysis.label), justify="right", overflow="fold")
+    return table
