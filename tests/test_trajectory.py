@@ -393,8 +393,18 @@ def test_a_newer_version_is_left_to_a_newer_program(tmp_path: Path) -> None:
         (line(steps=[{"commits": [[1, 2, 0.5, 0.5, [[-3, 0.5]]]]}]), "runner-up [-3, 0.5], no id and probability"),
         (line(steps=[{"commits": [[1, 2, 0.5, 0.5, [[3, float("nan")]]]]}]), "step 1 has the runner-up [3, nan]"),
         (line(steps=[{"commits": [[1, 2, 0.5, 0.5, [[3, 1.5]]]]}]), "step 1 has the runner-up [3, 1.5]"),
+        (line(steps=[{"commits": [[1, 2, float("nan"), 0.5]]}]), "step 1 committed [nan, 0.5] at 1, no confidence"),
+        (line(steps=[{"commits": [[1, 2, -0.1, 0.5]]}]), "step 1 committed [-0.1, 0.5] at 1"),
+        (line(steps=[{"commits": [[1, 2, 1.1, 0.5]]}]), "step 1 committed [1.1, 0.5] at 1"),
+        (line(steps=[{"commits": [[1, 2, 0.5, float("inf")]]}]), "step 1 committed [0.5, inf] at 1"),
+        (line(steps=[{"commits": [[1, 2, 0.5, -1]]}]), "step 1 committed [0.5, -1.0] at 1"),
+        (line(model="\ud83d"), "the model's name is no text"),
+        (line(label="\ud83d"), "the label is no text"),
+        (line(finish_reason=["stop"]), "the finish reason is no text"),
+        (line(finish_reason="\ud83d"), "the finish reason is no text"),
         (line(steps=[{"commits": [], "seen": [[3, 0.5, 0.5]]}]), "step 1 names position 3 in a row of 3"),
         (line(steps=[{"commits": [], "seen": [[1, 2, 0.5]]}]), "step 1 saw [2.0, 0.5] at 1, no confidence and entropy"),
+        (line(steps=[{"commits": [], "seen": [[1, 1, -1]]}]), "step 1 saw [1.0, -1.0] at 1"),
         (line(steps=[{"commits": [], "seen": [[1, 1, float("inf")]]}]), "step 1 saw [1.0, inf] at 1"),
         (line(steps=[{"commits": [], "seen": [[1, 0.5]]}]), "not enough values"),
         (line(pieces=[]), "no attribute 'items'"),
@@ -411,6 +421,17 @@ def test_a_damaged_line_says_what_is_wrong_with_it(tmp_path: Path, bad: str, rea
     assert text.startswith(", line 1 is damaged: ")
     assert reason in text
     assert text.endswith("; write the file again")
+
+
+def test_a_confidence_that_float32_summed_to_a_hair_above_one_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_text(line(steps=[{"commits": [[1, 2, 1.000001, -0.000001]]}]))
+    assert load(path)[0].steps[0].commits[0].confidence == 1.000001
+
+
+def test_a_name_of_the_greatest_length_can_be_written(tmp_path: Path) -> None:
+    save(tmp_path / ("x" * 255), [Trajectory(initial_ids=[1])])
+    assert load(tmp_path / ("x" * 255))[0].initial_ids == [1]
 
 
 def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path: Path) -> None:

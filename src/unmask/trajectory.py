@@ -228,7 +228,8 @@ def save(path: Path | str, trajectories: Sequence[Trajectory]) -> None:
 
 
 def _write_beside(target: Path, lines: Iterable[str]) -> None:
-    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
+    # A short name, as the target's may be the longest allowed
+    temporary = target.with_name(f".unmask-{os.urandom(8).hex()}")
     try:
         _write(temporary, lines, mode="x")
         temporary.replace(target)
@@ -377,13 +378,14 @@ def _commit_from_json(commit: Sequence[Any]) -> Commit:
 
 
 def _check(t: Trajectory) -> None:
-    """Every position lies in the row as it is at its step, probabilities are some, and every piece has bytes; else
+    """Every position lies in the row as it is at its step, probabilities are some, and every text has bytes; else
     ValueError."""
     for token, piece in t.pieces.items():
-        try:
-            piece.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            raise ValueError(f"the piece of token {token} is no text") from None
+        _check_text(f"the piece of token {token}", piece)
+    _check_text("the model's name", t.model)
+    _check_text("the label", t.label)
+    if t.finish_reason is not None:
+        _check_text("the finish reason", t.finish_reason)
     length = len(t.initial_ids)
     for number, step in enumerate(t.steps, 1):
         for position, delta in step.resized:
@@ -394,11 +396,34 @@ def _check(t: Trajectory) -> None:
         for position in named:
             if not 0 <= position < length:
                 raise ValueError(f"step {number} names position {position} in a row of {length}")
+        for commit in step.commits:
+            if not _is_observed(commit.confidence, commit.entropy):
+                raise ValueError(
+                    f"step {number} committed [{commit.confidence}, {commit.entropy}] at {commit.position}, "
+                    "no confidence and entropy"
+                )
         for token, probability in (runner for commit in step.commits for runner in commit.runners_up):
-            if token < 0 or not 0 <= probability <= 1:
+            if token < 0 or not 0 <= probability <= 1 + _ROUNDING:
                 raise ValueError(f"step {number} has the runner-up [{token}, {probability}], no id and probability")
         for position, confidence, entropy in step.seen:
-            if not (0 <= confidence <= 1 and isfinite(entropy)):
+            if not _is_observed(confidence, entropy):
                 raise ValueError(
                     f"step {number} saw [{confidence}, {entropy}] at {position}, no confidence and entropy"
                 )
+
+
+_ROUNDING = 1e-5  # what sums in float32 may miss 1, or 0, by
+
+
+def _is_observed(confidence: float, entropy: float) -> bool:
+    return 0 <= confidence <= 1 + _ROUNDING and entropy >= -_ROUNDING and isfinite(entropy)
+
+
+def _check_text(what: str, text: object) -> None:
+    try:
+        if isinstance(text, str):
+            text.encode("utf-8", "surrogateescape")
+            return
+    except UnicodeEncodeError:
+        pass
+    raise ValueError(f"{what} is no text")

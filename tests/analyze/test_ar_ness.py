@@ -21,6 +21,7 @@ from unmask.analyze.ar_ness import (
     local_curve,
     pairwise_ar_ness,
 )
+from unmask.analyze.measure import measure
 from unmask.errors import SettingsError, TrajectoryError
 from unmask.trajectory import Commit, Step, Trajectory
 
@@ -223,6 +224,29 @@ def test_tokens_of_one_step_count_as_filled_from_left_to_right() -> None:
     assert global_ar_ness(order) == 3 / 4
 
 
+@given(STEPS, st.integers(0, 3))
+def test_the_meter_has_what_an_unfinished_run_is_measured_to_have(steps: list[list[int]], done: int) -> None:
+    places = [3 * place for step in steps for place in step]  # each a hole of its own
+    meter = ArNessMeter(places)
+    for step in steps[:done]:
+        meter.add(3 * place for place in step)
+    row = [None if place in places else 5 for place in range(max(places) + 1)]
+    recorded = [Step(commits=[Commit(0, 3 * place, 7, 0.5, 0.1) for place in step]) for step in steps[:done]]
+    found = measure(Trajectory(initial_ids=row, steps=recorded))
+    for k in (1, 2):
+        assert meter.local(k) == pytest.approx(found.local[k], nan_ok=True)
+        assert meter.global_(k) == pytest.approx(found.global_[k], nan_ok=True)
+
+
+def test_a_given_place_that_is_masked_again_is_a_place_for_the_meter() -> None:
+    meter = ArNessMeter([1, 3])
+    meter.add([1], remasked=[2])
+    meter.add([3])
+    assert (meter.local(), meter.global_()) == (0, 1 / 2)
+    meter.add([2])
+    assert (meter.local(), meter.global_()) == (0, 2 / 3)
+
+
 def test_questions_that_mean_nothing_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"AR-ness@0 was asked for; k counts positions, so it must be at least 1"):
         local_ar_ness(EXAMPLE, 0)
@@ -236,3 +260,5 @@ def test_questions_that_mean_nothing_are_refused() -> None:
         pairwise_ar_ness([[1], [1]])
     with pytest.raises(TrajectoryError, match=r"position 2 is filled twice; .*leave out what was masked again"):
         global_ar_ness([1, 2, 3, 2])
+    with pytest.raises(TrajectoryError, match=r"position 2 is filled and still open; .*masked in the end"):
+        global_ar_ness([3, 2], still_open=[1, 2])

@@ -222,7 +222,7 @@ def test_runs_of_a_task_are_averaged_and_empty_ones_are_in_no_mean() -> None:
     found = by_task({"a": [run([1, 2]), run([2, 1]), run([1], end=True)], "b": [run([1], end=True)]})
     assert found.local == {"a": 0.5}
     assert found.global_ == {"a": 0.75}
-    assert found.random_local == {"a": 0.5}
-    assert found.random_global == {"a": 0.75}
+    assert found.random_local == {"a": pytest.approx(1 / 21)}, "of 21 open places"
+    assert found.random_global == {"a": pytest.approx((1 / 21 + 1 / 20) / 2)}
     assert found.confidence["near"]["b"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
     assert found.confidence["far"]["b"] == pytest.approx(sum(1 / d for d in range(17, 22)) / 5)

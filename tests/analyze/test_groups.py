@@ -1,12 +1,14 @@
 """Runs in groups: which files make one, and what is measured of each."""
 
+import gc
+import json
 from dataclasses import replace
 from numbers import Number
 from pathlib import Path
 
 import pytest
 
-from unmask.analyze.groups import RunGroup, analyse, read_groups
+from unmask.analyze.groups import NothingMeasured, RunGroup, analyse, analyse_all, read_groups, together
 from unmask.analyze.measure import measure
 from unmask.errors import TrajectoryError
 from unmask.trajectory import Commit, Step, Trajectory, save
@@ -65,7 +67,11 @@ def test_an_analysis_holds_what_the_single_measures_say() -> None:
     found = analyse(RunGroup(label="a", runs=runs))
     ones = [measure(each) for each in runs[:2]]
     assert found.summary.local[1].value == pytest.approx(sum(one.local[1] for one in ones) / 2)
-    assert (found.summary.num_runs, found.summary.num_empty, found.lengths) == (2, 1, [4, 4])
+    assert (found.summary.num_runs, found.summary.num_empty, [shape.num_settled for shape in found.shapes]) == (
+        2,
+        1,
+        [4, 4],
+    )
     assert found.sink is not None
     assert [point.confidence.value for point in found.sink.points] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
     record = found.to_json()
@@ -94,3 +100,50 @@ def test_a_folder_without_trajectories_says_what_writes_them(tmp_path: Path) -> 
     (tmp_path / "samples.jsonl").write_text("{}\n")
     with pytest.raises(TrajectoryError, match="holds no trajectories"):
         read_groups([tmp_path])
+
+
+def test_a_cell_without_files_is_skipped_and_cells_have_the_names_of_the_run(tmp_path: Path) -> None:
+    for cell in ("temperature-0.2", "temperature-1.0"):
+        (tmp_path / "trajectories" / cell).mkdir(parents=True)
+    (tmp_path / "run.json").write_text(json.dumps({"cells": {"temperature=0.2": {}, "temperature=1.0": {}}}))
+    with pytest.raises(TrajectoryError, match="holds no trajectories"):
+        read_groups([tmp_path])
+    save(tmp_path / "trajectories" / "temperature-1.0" / "000000.jsonl", [run([1, 2])])
+    assert [group.label for group in read_groups([tmp_path])] == [f"{tmp_path.name}: temperature=1.0"]
+
+
+def test_the_folder_one_is_in_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a.jsonl", [run([1, 2])])
+    monkeypatch.chdir(tmp_path)
+    assert [group.label for group in read_groups([Path()])] == [tmp_path.name]
+
+
+def test_a_path_given_twice_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a.jsonl", [run([1, 2])])
+    with pytest.raises(TrajectoryError, match=r"a.jsonl is given twice.*same place.*; leave one out"):
+        read_groups([tmp_path / "a.jsonl", tmp_path / ".." / tmp_path.name / "a.jsonl"])
+
+
+def test_the_collector_is_on_again_also_after_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("{")
+    with pytest.raises(TrajectoryError):
+        read_groups([tmp_path / "bad.jsonl"])
+    assert gc.isenabled()
+
+
+def test_an_empty_group_is_left_out_with_its_reason_and_none_left_is_refused() -> None:
+    idle = RunGroup(label="idle", runs=(replace(run([1]), steps=[]),))
+    pairs, left_out = analyse_all([idle, RunGroup(label="a", runs=(run([1, 2, 3]),))])
+    assert [analysis.label for _, analysis in pairs] == ["a"]
+    assert left_out["idle"].startswith("nothing was settled in the run;")
+    with pytest.raises(NothingMeasured, match="idle: nothing was settled"):
+        analyse_all([idle])
+
+
+def test_only_runs_of_equal_settings_are_pooled() -> None:
+    one, other = RunGroup(label="a", runs=(run([1, 2, 3]),)), RunGroup(label="b", runs=(run([3, 2, 1]),))
+    pooled = together(analyse_all([one, other])[0])
+    assert pooled is not None
+    assert pooled.summary.local[1].value == 0.5
+    warm = RunGroup(label="c", runs=(replace(run([3, 2, 1]), settings={"temperature": 1.0}),))
+    assert together(analyse_all([one, warm])[0]) is None

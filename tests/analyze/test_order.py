@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.analyze.order import commit_steps, order, settle_time, settled
+from unmask.analyze.order import commit_steps, order, ranked, settle_time, settled, still_open
 from unmask.errors import SettingsError
 from unmask.trajectory import Commit, Step, Trajectory
 
@@ -62,6 +62,17 @@ def test_what_a_resize_moves_is_counted_where_it_ends() -> None:
     assert commit_steps(t) == [[1, 5], [2], []]
 
 
+def test_masked_places_behind_the_end_token_are_no_part_of_the_answer() -> None:
+    t = run([Step(commits=[commit(1)]), Step(commits=[commit(3, END)])])
+    assert still_open(settled(t), t, part="answer") == [2]
+    assert still_open(settled(t), t, part="end") == [4, 5]
+    assert still_open(settled(t), t, part="all") == [2, 4, 5]
+
+
+def test_ranks_join_holes_and_keep_what_is_open_between() -> None:
+    assert ranked([[9, 3], [], [5]], [4]) == ([[3, 0], [], [2]], [1])
+
+
 def test_words_that_mean_nothing_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"'answers' is no part of a run; did you mean answer\?"):
         order(run([]), part="answers")  # type: ignore[arg-type]
@@ -92,3 +103,6 @@ def test_settled_places_hold_what_the_last_frame_shows(seed: int) -> None:
     }
     assert list(found) == sorted(found)
     assert sorted(order(t)) == list(found)
+    masked = [place for place, token in enumerate(last.ids) if token is None]
+    assert still_open(found, t, part="all") == still_open(found, t, part="answer") == masked
+    assert still_open(found, t, part="end") == []

@@ -39,9 +39,18 @@ def test_the_curve_is_a_mean_over_runs_that_says_how_many_had_each_distance() ->
     line = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert line["points"][1] == {
         "distance": 2,
-        "confidence": {"mean": 0.2, "low": None, "high": None, "runs": 1},
-        "entropy": {"mean": 2.0, "low": None, "high": None, "runs": 1},
+        "confidence": {"mean": 0.2, "low": None, "high": None, "runs": 1, "tasks": 1},
+        "entropy": {"mean": 2.0, "low": None, "high": None, "runs": 1, "tasks": 1},
     }
+
+
+def test_runs_of_one_task_alone_have_no_interval_and_two_tasks_do() -> None:
+    same = [run([5, None], {1: confidence}) for confidence in (0.9, 0.1, 0.5)]
+    (point,) = sink(same).points
+    assert (point.confidence.count, point.confidence.tasks, math.isnan(point.confidence.low)) == (3, 1, True)
+    (point,) = sink([*same, run([6, None], {1: 0.7})]).points
+    assert (point.confidence.count, point.confidence.tasks) == (4, 2)
+    assert (point.confidence.low, point.confidence.high) == pytest.approx((0.5, 0.7))
 
 
 def test_runs_that_did_not_record_their_first_look_are_refused() -> None:

@@ -1,6 +1,7 @@
 """Classes of Python's syntax for the tokens of an answer, and when each class settles."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 
@@ -217,8 +218,45 @@ def test_a_class_settles_at_the_mean_over_runs_and_what_is_no_python_is_counted(
     assert [row.name for row in found.rows] == ["literal", "other", "operator", "name"]
     assert (found.num_runs, found.reasons) == (2, {"not Python": 2, "the answer is empty": 1})
     line = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert line["settle_time"]["literal"] == {"mean": 0.25, "low": None, "high": None, "runs": 1, "num_tokens": 1}
+    literal = {"mean": 0.25, "low": None, "high": None, "runs": 1, "tasks": 1, "num_tokens": 1}
+    assert line["settle_time"]["literal"] == literal
     assert line["left_out"] == {"not Python": 2, "the answer is empty": 1}
+
+
+def test_settle_times_of_runs_of_one_task_have_no_interval() -> None:
+    one, other = run(["x", " = ", "y"]), run(["x", " = ", "y"])
+    one.label, other.label = "a", "a"
+    assert all(math.isnan(row.settle_time.low) for row in settle_times([one, other]).rows)
+    other.label = "b"
+    rows = settle_times([one, other]).rows
+    assert {(row.settle_time.tasks, row.settle_time.low == row.settle_time.high) for row in rows} == {(2, True)}
+
+
+@pytest.mark.parametrize(
+    ("program", "strings"),
+    [
+        ('def f(): "one"; return "two"\n', ["docstring", "literal"]),
+        ('def f(é="a"): "one"; return "two"\n', ["literal", "docstring", "literal"]),
+        ('"one" "more"; x = "two"\n', ["docstring", "docstring", "literal"]),
+        ('class A:\n    """one\n    more""" ; x = "two"\n', ["docstring", "literal"]),
+        ('x = 1; "one"\n', ["literal"]),
+    ],
+)
+def test_a_docstring_is_known_by_its_place_and_not_by_its_line(program: str, strings: list[str]) -> None:
+    pieces = re.findall(r'"""[^"]*"""|"[^"]*"|[^"]+', program)
+    assert [name for piece, name in classes(run(pieces)) if piece.startswith('"')] == strings
+
+
+def test_an_error_without_words_gives_a_reason_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("ast.parse", fail)
+    assert reason(run("x = 1")) == "not Python: nested too deeply"
+
+
+def test_prose_that_parses_is_a_program() -> None:
+    assert classes(run(["No", ",", " thanks"])) == [("No", "name"), (",", "operator"), (" thanks", "name")]
 
 
 def test_without_any_python_the_table_is_empty_and_says_why() -> None:

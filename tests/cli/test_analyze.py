@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,8 @@ def test_figures_are_drawn_for_what_is_there() -> None:
         (("cut.jsonl",), "the file is cut short or damaged"),
         (("newer.jsonl",), "has version 99"),
         (("empty.jsonl",), "empty.jsonl: nothing was settled in the run"),
+        (("a.jsonl", "--figures", "a.jsonl/x"), "--figures a.jsonl/x cannot be made (Not a directory)"),
+        (("-m", "tiny", "--tasks", "synthetic-test", "--temperatures", "x"), "--temperatures: 'x' is not a number"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_a_sentence(arguments: tuple[str, ...], words: str) -> None:
@@ -137,3 +140,29 @@ def test_recorded_runs_are_measured_without_torch(place: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "global AR-ness@1" in done.stdout
+
+
+def test_a_run_of_one_token_has_its_table_and_the_figures_that_have_numbers() -> None:
+    save("a.jsonl", [run([1])])
+    outcome = unmask("analyze", "a.jsonl", "--figures", "figs")
+    assert outcome.code == 0, outcome
+    assert "global AR-ness@1" in outcome.text
+    assert "no figure ar-ness: there is nothing to draw" in outcome.err
+    assert "order.svg" in {path.name for path in Path("figs").iterdir()}
+
+
+def test_an_empty_file_among_others_is_left_out_and_told() -> None:
+    save("a.jsonl", [run([1, 2, 3])])
+    save("empty.jsonl", [Trajectory(initial_ids=[0, None])])
+    outcome = unmask("analyze", "a.jsonl", "empty.jsonl", "--json")
+    assert "empty.jsonl is left out: nothing was settled in the run" in outcome.err
+    assert list(json.loads(outcome.text)["left_out"]) == ["empty.jsonl"]
+
+
+def test_an_ascii_terminal_gets_ascii() -> None:
+    save("a.jsonl", [replace(run([1, 2, 4, 3]), label="t/0"), replace(run([1, 2, 3, 4]), label="t/1")])
+    code = "from unmask.cli.main import main; main()"
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code, "analyze", "a.jsonl"], capture_output=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert b"+-" in done.stdout

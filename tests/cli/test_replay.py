@@ -137,10 +137,10 @@ def refusal(kind: type[Exception], *arguments: object) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("speed", ["0", "-2", "nan", "inf"])
+@pytest.mark.parametrize("speed", ["0", "-2", "0.0009", "nan", "inf"])
 def test_a_speed_that_is_no_speed_is_refused(file: Path, speed: str) -> None:
     assert refusal(SettingsError, file, "--speed", speed) == (
-        f"--speed {speed} was given, but it counts steps per second; give a finite number above 0"
+        f"--speed {speed} was given, but it counts steps per second; give a finite number of at least 0.001"
     )
 
 

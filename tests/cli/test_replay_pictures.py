@@ -92,6 +92,12 @@ def test_an_older_page_is_replaced_whole_and_a_device_is_written_straight(file: 
     assert Path("/dev/null").is_char_device()
 
 
+def test_a_picture_can_have_a_name_of_the_greatest_length(file: Path, tmp_path: Path) -> None:
+    page = tmp_path / ("x" * 255)
+    assert unmask("replay", file, "--html", page).code == 0
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
 def test_live_without_a_terminal_says_that_it_draws_nothing(file: Path) -> None:
     outcome = unmask("replay", file, "--live")
     assert outcome.text == "def f()\n"
@@ -115,6 +121,11 @@ def test_live_without_a_terminal_says_that_it_draws_nothing(file: Path) -> None:
         (["--html", "{out}", "--columns", 9], "--columns 9 has no effect without --svg or --cast"),
         (["--svg", "{out}", "--columns", 0], "--columns 0 was given, but a line holds at least 1 character"),
         (["--svg", "{out}", "--speed", 2], "--speed 2 has no effect with --svg, which stands still"),
+        (["--json", "--speed", 2], "--speed 2 has no effect with --json; leave it out"),
+        (["--step", 1, "--speed", 2], "--speed 2 has no effect with --step; leave it out"),
+        (["--html", "{out}", "--no-color"], "--no-color has no effect with --html, which heeds no terminal"),
+        (["--svg", "{out}", "--no-color"], "--no-color has no effect with --svg, which heeds no terminal"),
+        (["--json", "--no-color"], "--no-color has no effect with --json, which heeds no terminal"),
         (["--svg", "{out}", "--step", 9], "step 9 was asked for, but this trajectory has 3 steps"),
         (["--html", "{out}", "--with-row", 7], "row 7 was asked for, but {file} holds 2 runs; give --with-row 0 to 1"),
         (["--html", "{file}"], "--html {file} would be written over {file}; give another file"),

@@ -12,6 +12,7 @@ import pytest
 from unmask.cli.trajectory import cut
 from unmask.trajectory import Commit, Step, Trajectory, load, save
 
+from checkpoints import write_checkpoint
 from command_line import refusal, unmask
 
 PIECES = {1: "<user>\n", 2: "def", 3: " f", 4: "()\n", 5: " g", 6: "x"}
@@ -94,6 +95,21 @@ def test_runs_that_differ_on_the_way_alone_are_said_to_end_alike(files: dict[str
     assert unmask("trajectory", "diff", files["a"], tmp_path / "c.jsonl").text.endswith("\nboth end in the same text\n")
 
 
+def test_two_rows_of_one_file_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "both.jsonl"
+    save(path, [generated(), generated(steps=[commits((1, 6))])])
+    told = unmask("trajectory", "diff", path, path, "--with-row", 1).text
+    assert f"{path}, row 0 (tiny, 3 steps):" in told
+    assert f"{path}, row 1 (tiny, 1 steps):" in told
+
+
+def test_texts_that_differ_in_a_line_end_are_not_said_to_be_the_same(files: dict[str, Path], tmp_path: Path) -> None:
+    save(tmp_path / "c.jsonl", [generated(pieces={**PIECES, 4: "()"})])
+    save(tmp_path / "d.jsonl", [generated(steps=[commits((2, 3)), commits((1, 2)), commits((3, 4))])])
+    told = unmask("trajectory", "diff", tmp_path / "c.jsonl", tmp_path / "d.jsonl").text
+    assert told.endswith("\nthe texts differ in their line ends alone\n")
+
+
 def test_json_has_both_sides(files: dict[str, Path]) -> None:
     outcome = unmask("trajectory", "diff", files["a"], files["b"], "--json")
     told = json.loads(outcome.text)
@@ -133,23 +149,36 @@ def test_rows_are_kept_in_the_order_given(files: dict[str, Path], tmp_path: Path
     assert load(out)[0] == load(files["many"])[3]
 
 
-def test_a_slice_of_steps_starts_where_the_steps_left_out_had_come_to(files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_slice_of_a_generation_is_one_whose_first_step_has_what_came_before(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
     out = tmp_path / "out.jsonl"
     unmask("trajectory", "slice", files["a"], "--steps", "2-2", "-o", out)
     (part,) = load(out)
-    assert part.initial_ids == [1, 2, None, None]
-    assert (part.steps, part.num_forwards, part.finish_reason) == (generated().steps[1:2], 1, None)
-    assert list(part.frames())[-1].ids == (1, 2, 3, None)
+    assert part.initial_ids == [1, None, None, None]
+    assert (part.steps, part.num_forwards, part.finish_reason) == (generated().steps[:2], 2, None)
+    unmask("trajectory", "slice", files["a"], "--steps", "3", "-o", out)
+    (part,) = load(out)
+    assert part.steps == [commits((1, 2), (2, 3)), commits((3, 4))]
+    assert (part.num_forwards, part.finish_reason) == (3, "length")
+
+
+def test_a_replay_of_a_slice_prints_the_answer(files: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    unmask("trajectory", "slice", files["a"], "--steps", "3-3", "-o", out)
+    assert unmask("replay", out).text == unmask("replay", files["a"]).text == "def f()\n"
+    assert json.loads(unmask("replay", out, "--json").text)["num_tokens"] == 3
 
 
 @pytest.mark.parametrize("name", ["a", "undone", "grown"])
 def test_the_frames_of_a_slice_are_those_of_the_whole(files: dict[str, Path], name: str) -> None:
     (whole,) = load(files[name])
-    frames = [frame.ids for frame in whole.frames()]
+    frames = [(frame.ids, frame.given, frame.confidence) for frame in whole.frames()]
     for first in range(1, 4):
         for last in range(first, 4):
-            part = cut(whole, first, last)
-            assert [frame.ids for frame in part.frames()] == frames[first - 1 : last + 1]
+            part = [(frame.ids, frame.given, frame.confidence) for frame in cut(whole, first, last).frames()]
+            assert part[first > 1 :] == frames[first - 1 : last + 1]
+            assert first == 1 or set(part[0][0]) == {1, None}
     assert cut(whole, 1, 3) == whole
 
 
@@ -158,6 +187,10 @@ def test_the_frames_of_a_slice_are_those_of_the_whole(files: dict[str, Path], na
     [
         ([], "nothing to cut: give --rows, as in --rows 0-3,7, or --steps, as in --steps 10-20"),
         (["--rows", "5"], "--rows names row 5, but {many} holds 5 runs, rows 0 to 4"),
+        (["--rows", "0-999999999"], "--rows names row 5, but {many} holds 5 runs, rows 0 to 4"),
+        (["--rows", "9" * 5000], "is no list of rows; write numbers and spans of them, as in 0-3,7"),
+        (["--rows", "0-9999999999"], "is no list of rows; write numbers and spans of them, as in 0-3,7"),
+        (["--steps", "9" * 5000], "is no span of steps; write it as in 10-20, counted from 1"),
         (["--rows", "1,x"], "--rows '1,x' is no list of rows; write numbers and spans of them, as in 0-3,7"),
         (["--rows", "3-1"], "--rows '3-1' is no list of rows"),
         (["--rows", ""], "--rows '' is no list of rows"),
@@ -191,6 +224,14 @@ def test_a_slice_is_never_written_over_its_source(files: dict[str, Path]) -> Non
     assert files["many"].read_bytes() == before
 
 
+def test_a_resumed_run_is_never_written_over_its_source(files: dict[str, Path]) -> None:
+    before = files["a"].read_bytes()
+    assert "would be written over the run that is taken up; give another file" in refusal(
+        "trajectory", "resume", files["a"], "--at", 1, "-o", files["a"]
+    )
+    assert files["a"].read_bytes() == before
+
+
 def test_diff_and_slice_never_load_torch(files: dict[str, Path], tmp_path: Path) -> None:
     commands = [
         ["trajectory", "diff", str(files["a"]), str(files["b"])],
@@ -207,6 +248,30 @@ def test_diff_and_slice_never_load_torch(files: dict[str, Path], tmp_path: Path)
 
 
 # --- resume -------------------------------------------------------------------------------------------------------
+
+
+def test_the_help_of_resume_says_where_its_defaults_come_from() -> None:
+    said = " ".join(unmask("trajectory", "resume", "--help").text.replace("│", " ").split())
+    for option in ("--model", "--steps", "--policy", "--temperature", "--seed"):
+        told = said[said.rindex(f" {option} ") :]
+        assert told[: told.index("]")].endswith("[as recorded")
+    assert "[auto]" in said
+    assert "[as recorded]" not in unmask("generate", "--help").text
+
+
+def test_a_slice_of_a_generation_can_be_taken_up(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model", "full")
+    run, part, on = (tmp_path / f"{name}.jsonl" for name in ("run", "part", "on"))
+    short = ("-m", tmp_path / "model", "--dtype", "float32", "-q", "--offline")
+    unmask("generate", "def add(a, b):", *short, "--max-new-tokens", 6, "--trajectory", run)
+    unmask("trajectory", "slice", run, "--steps", "4-5", "-o", part)
+    again = unmask("trajectory", "resume", part, "--at", 2, *short, "-o", on)
+    assert (again.code, again.err) == (0, "")
+    (whole,), (resumed,) = load(run), load(on)
+    assert resumed.initial_ids == whole.initial_ids
+    assert list(resumed.frames())[2].ids == list(whole.frames())[4].ids
+    assert None not in list(resumed.frames())[-1].ids
+    assert unmask("replay", on).out == again.out
 
 
 def test_resume_is_generate_with_resume(files: dict[str, Path], tmp_path: Path) -> None:

@@ -7,8 +7,20 @@ from typing import Any
 
 import pytest
 
-from unmask.errors import SettingsError, TaskError
-from unmask.evaluate.folder import NOTED, RUN, check_place, default_folder, enter, fingerprint, read_protocol
+from unmask.errors import SettingsError, TaskError, TrajectoryError
+from unmask.evaluate.folder import (
+    NOTED,
+    RUN,
+    check_place,
+    default_folder,
+    drop_unfinished,
+    enter,
+    fingerprint,
+    keep_trajectories,
+    read_protocol,
+)
+from unmask.evaluate.samples import Sample
+from unmask.trajectory import Trajectory, load
 
 PROTOCOL: dict[str, Any] = {"benchmark": "humaneval+", "model": "org/Tiny-1B", "n": 1, "cells": {"only": {"steps": 8}}}
 
@@ -93,3 +105,44 @@ def test_every_byte_of_a_small_file_counts(tmp_path: Path) -> None:
     first = checkpoint(tmp_path / "a", data)
     other = checkpoint(tmp_path / "b", data[:9000] + b"\xff" + data[9001:])
     assert fingerprint(first) != fingerprint(other)
+
+
+def kept_rows(folder: Path) -> list[int]:
+    return [t.sample - 100 for path in sorted(folder.rglob("*.jsonl")) for t in load(path)]
+
+
+def row(number: int) -> Trajectory:
+    return Trajectory(initial_ids=[0, None], sample=100 + number, label="t")
+
+
+def finished(*numbers: int) -> list[Sample]:
+    return [Sample(task_id="t", sample=n, cell="x=1", seed=100 + n, completion="", program="") for n in numbers]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 8), (8, 2), (4, 4), (3, 4)])
+@pytest.mark.parametrize("done", range(9))
+def test_no_run_is_lost_or_doubled_when_another_batch_size_goes_on(
+    tmp_path: Path, before: int, after: int, done: int
+) -> None:
+    for start in range(0, 8, before):
+        if start <= done:  # the batch under way was kept, and a kill came before all its samples were written
+            keep_trajectories(tmp_path, "x=1", start, [row(n) for n in range(start, min(start + before, 8))])
+    drop_unfinished(tmp_path, finished(*range(done)))
+    assert kept_rows(tmp_path) == list(range(done))
+    for start in range(0, 8, after):
+        if missing := [n for n in range(start, start + after) if n >= done]:
+            keep_trajectories(tmp_path, "x=1", missing[0], [row(n) for n in missing])
+    assert sorted(kept_rows(tmp_path)) == list(range(8))
+
+
+def test_a_sample_lost_from_the_middle_is_drawn_again_beside_the_others(tmp_path: Path) -> None:
+    keep_trajectories(tmp_path, "x=1", 0, [row(n) for n in range(4)])
+    drop_unfinished(tmp_path, finished(1, 2, 3))
+    keep_trajectories(tmp_path, "x=1", 0, [row(0)])
+    assert sorted(kept_rows(tmp_path)) == [0, 1, 2, 3]
+
+
+def test_a_file_where_the_folder_belongs_is_told(tmp_path: Path) -> None:
+    (tmp_path / "trajectories").write_text("")
+    with pytest.raises(TrajectoryError, match=r"could not make the folder .*; make room, or give another --output"):
+        keep_trajectories(tmp_path, "x=1", 0, [row(0)])

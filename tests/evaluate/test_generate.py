@@ -277,7 +277,17 @@ def test_what_every_row_did_is_kept_before_its_samples_are_told(model: Model) ->
     )
     for number, batch in enumerate(batches):
         cell, index, runs = kept[-1]
-        assert (cell, index, len(kept)) == ("warm", number, number + 1)
+        assert (cell, index, len(kept)) == ("warm", 4 * number, number + 1)
         assert [(run.sample, run.label) for run in runs] == [(sample.seed, sample.task_id) for sample in batch]
         assert [run.num_forwards for run in runs] == [sample.num_forwards for sample in batch]
     assert len(kept) == 3
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_of_a_batch_that_is_drawn_again_only_what_was_missing_is_kept(model: Model, size: int) -> None:
+    keys = list(draw(model, n=2, batch_size=4))
+    kept: list[tuple[int, list[str]]] = []
+    keep = lambda _, first, runs: kept.append((first, [run.label for run in runs]))  # noqa: E731
+    list(generate(model, prompts_of(model), [WARM], n=2, batch_size=size, done=keys[:3], keep=keep))
+    assert [label for _, labels in kept for label in labels] == [task for _, task, _ in keys[3:]]
+    assert [first for first, _ in kept] == [3 + sum(len(labels) for _, labels in kept[:i]) for i in range(len(kept))]

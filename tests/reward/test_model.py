@@ -99,6 +99,25 @@ def test_a_network_stays_on_the_device_that_the_file_put_it_on(file: Path) -> No
     assert {parameter.device.type for parameter in weights} == {"meta"}
 
 
+def test_a_network_whose_own_eval_returns_nothing_is_called_all_the_same(file: Path) -> None:
+    more = "\nclass Quiet(Taste):\n    def eval(self):\n        self.train(False)\n\nquiet = Quiet(5)\n"
+    file.write_text(SOURCE + more)
+    function = find_reward(f"{file}:quiet")
+    assert len(list(function(**IDS))) == 3
+    assert model_of(function).seen == [(False, False, "cpu")]
+
+
+def test_a_bound_method_and_a_partial_see_to_evaluation_and_gradients_themselves(file: Path) -> None:
+    more = "\nimport functools\nbound, part = taste.forward, functools.partial(other)\n"
+    file.write_text(SOURCE + more)
+    for name in ("bound", "part"):
+        function = find_reward(f"{file}:{name}")
+        model = model_of(function) if isinstance(function, RewardModel) else function
+        function(**IDS)
+        network = model.__self__ if name == "bound" else model.func
+        assert network.seen == [(True, True, "cpu")]
+
+
 def test_a_file_is_loaded_once_for_all_that_is_named_in_it(file: Path) -> None:
     functions = open_rewards(RewardSettings(functions=(f"{file}:taste", f"{file}:other", f"{file}:counter")))
     for _ in range(3):

@@ -71,6 +71,19 @@ def test_each_step_is_drawn_and_the_last_stays() -> None:
     assert whole.rindex("\x1b[?25h") > whole.rindex("\x1b[?25l")
 
 
+@pytest.mark.parametrize("speed", [5, 10, 20, 25, 30])
+def test_no_step_is_dropped_up_to_thirty_a_second(speed: float) -> None:
+    run = small(initial_ids=[None] * 100, steps=[commits((place, 2)) for place in range(100)])
+    _, events = read(recording(run, speed=speed))
+    drawn = "".join(drawn for _, _, drawn in events)
+    assert [step for step in range(101) if f"step {step} of 100" not in drawn] == []
+
+
+def test_a_number_that_json_lacks_is_not_recorded() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        recording(small(), speed=1e-320)
+
+
 def test_a_fast_replay_draws_no_more_frames_than_a_terminal_would() -> None:
     run = small(initial_ids=[None] * 100, steps=[commits((place, 2)) for place in range(100)])
     _, events = read(recording(run, speed=1000))

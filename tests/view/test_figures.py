@@ -45,8 +45,8 @@ def bars(labels: list[str]) -> list[Bars]:
 
 
 FIGURES: dict[str, Callable[[list[str]], Any]] = {
-    "ar_ness": lambda labels: ar_ness_curves(curves(labels), curves(labels), lengths=[9, 12], title="by position"),
-    "ar_ness_column": lambda labels: ar_ness_curves(curves(labels), curves(labels), lengths=[9], width="column"),
+    "ar_ness": lambda labels: ar_ness_curves(curves(labels), curves(labels), shapes=[9, 12], title="by position"),
+    "ar_ness_column": lambda labels: ar_ness_curves(curves(labels), curves(labels), shapes=[9], width="column"),
     "order_map": lambda labels: order_map({label: [[[1], [3, 2]], [[3], [1]]] for label in labels}),
     "entropy_sink": lambda labels: entropy_sink(curves(labels)),
     "settle_times": lambda labels: settle_times(bars(labels)),

@@ -61,7 +61,7 @@ def lines(axes: Any) -> list[tuple[list[float], list[float]]]:
 
 
 def test_ar_ness_is_drawn_over_k_beside_both_references() -> None:
-    local, global_ = ar_ness(lengths=[4, 4]).axes
+    local, global_ = ar_ness(shapes=[4, 4]).axes
     assert lines(local)[:2] == [([1, 2], [0.8, 0.6]), ([1], [0.7])]
     assert lines(local)[2][1] == [1.0, 1.0]
     assert lines(local)[3] == ([1, 2], [0.25, 1 / 12])
@@ -78,7 +78,7 @@ def test_a_label_looks_the_same_in_both_panels() -> None:
 
 
 def test_over_all_steps_a_left_to_right_run_is_below_one() -> None:
-    local, _ = ar_ness(lengths=[4], over="all").axes
+    local, _ = ar_ness(shapes=[4], over="all").axes
     assert lines(local)[2] == ([1, 2], [0.75, 0.5])
     without, _ = ar_ness(over="all").axes
     assert len(without.lines) == 2  # its height is not known
@@ -89,7 +89,7 @@ def names(figure: Any) -> list[str]:
 
 
 def test_the_legend_names_each_series_once_and_the_references_last() -> None:
-    assert names(ar_ness(lengths=[4])) == ["a", "b", "left to right (reference)", "random order (expected)"]
+    assert names(ar_ness(shapes=[4])) == ["a", "b", "left to right (reference)", "random order (expected)"]
     assert names(ar_ness()) == ["a", "b", "left to right (reference)"]
 
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.analyze.ar_ness import global_ar_ness, local_ar_ness
-from unmask.analyze.order import order
+from unmask.analyze.measure import measure
 from unmask.trajectory import Commit, Frame, Step, Trajectory
 from unmask.view.meter import FrameMeter, meter_line
 
@@ -23,16 +22,19 @@ def same(one: float, other: float) -> bool:
     return one == pytest.approx(other) or (math.isnan(one) and math.isnan(other))
 
 
-def whole_run(seed: int) -> Trajectory:
-    """A row that ends full: each step masks some settled positions again and fills some open ones, the last all."""
+def some_run(seed: int) -> Trajectory:
+    """Each step masks some settled positions again and fills some open ones; the last fills all, or some too."""
     chance = random.Random(seed)
     given_ids = chance.choices([5, END, None], [1, 1, 4], k=chance.randint(1, 8))
     ids, steps = list(given_ids), []
+    is_whole = chance.random() < 0.5
     for left in reversed(range(chance.randint(1, 6))):
         settled = [p for p, token in enumerate(ids) if token is not None]
         again = chance.sample(settled, min(len(settled), chance.randint(0, 2))) if steps else []
         is_open = [p for p, token in enumerate(ids) if token is None or p in again]
-        commits = [commit(p, chance.choice([7, 8, END])) for p in is_open if left == 0 or chance.random() < 0.5]
+        commits = [
+            commit(p, chance.choice([7, 8, END])) for p in is_open if (left == 0 and is_whole) or chance.random() < 0.5
+        ]
         for p in again:
             ids[p] = None
         for done in commits:
@@ -44,16 +46,17 @@ def whole_run(seed: int) -> Trajectory:
 @given(seed=st.integers(0, 10**6), looks=st.integers(0, 127))
 @settings(max_examples=300, deadline=None)
 def test_the_last_reading_is_the_ar_ness_of_the_record_however_often_it_was_read(seed: int, looks: int) -> None:
-    run = whole_run(seed)
+    run = some_run(seed)
     meter = FrameMeter(end_ids=run.end_ids)
     for frame in run.frames():
         meter.follow(frame)
         if looks >> frame.step & 1:
             meter.reading()
     local, global_ = meter.reading()
-    assert same(local, local_ar_ness(order(run)))
+    found = measure(run)
+    assert same(local, found.local[1])
     if not math.isnan(local):
-        assert same(global_, global_ar_ness(order(run)))
+        assert same(global_, found.global_[1])
 
 
 def readings(run: Trajectory) -> list[tuple[float, float]]:
@@ -73,6 +76,11 @@ def test_left_to_right_is_one_all_along_and_before_two_commits_there_is_no_numbe
 def test_what_is_still_open_on_the_left_counts_before_it_is_filled() -> None:
     run = Trajectory(initial_ids=[None] * 4, steps=[Step(commits=[commit(p)]) for p in (2, 3)])
     assert readings(run)[-1] == (1.0, 0.0)
+
+
+def test_the_holes_of_an_infill_join() -> None:
+    run = Trajectory(initial_ids=[None, 5, None, 5, None], steps=[Step(commits=[commit(p)]) for p in (0, 2, 4)])
+    assert readings(run)[2:] == [(1.0, 1.0), (1.0, 1.0)]
 
 
 def test_commits_behind_an_end_that_comes_later_are_taken_out_again() -> None:

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.analyze.ar_ness import global_ar_ness, local_ar_ness
-from unmask.analyze.order import order
 from unmask.trajectory import Commit, Step, Trajectory
+from unmask.view.meter import FrameMeter
 from unmask.view.replay_html import Cell, cells, data, page
 
 
@@ -103,12 +102,27 @@ def test_an_event_says_what_the_model_thought() -> None:
 
 @given(runs())
 @settings(max_examples=30, deadline=None)
-def test_the_last_ar_ness_is_that_of_the_whole_run(run: Trajectory) -> None:
+def test_ar_ness_is_at_each_step_what_the_live_meter_read_there(run: Trajectory) -> None:
     shown = data([run])["runs"][0]
-    whole = order(run)
-    assert len(shown["local"]) == len(shown["global"]) == len(run.steps) + 1
-    assert shown["global"][-1] == (pytest.approx(global_ar_ness(whole, 1), abs=1e-4) if whole else None)
-    assert shown["local"][-1] == (pytest.approx(local_ar_ness(whole, 1), abs=1e-4) if len(whole) > 1 else None)
+    meter = FrameMeter(end_ids=run.end_ids)
+    for frame, *drawn in zip(run.frames(), shown["local"], shown["global"], strict=True):
+        meter.follow(frame)
+        assert drawn == [None if value != value else pytest.approx(value, abs=1e-4) for value in meter.reading()]
+
+
+def test_ar_ness_so_far_does_not_know_what_comes() -> None:
+    """Places still open on the left count, and so the series of a part is the part of the series."""
+    whole = small(initial_ids=[None] * 4, steps=[commits((2, 2)), commits((3, 3)), commits((0, 2)), commits((1, 3))])
+    shown = data([whole])["runs"][0]
+    assert shown["global"][2] == 0
+    for step in range(5):
+        part = data([small(initial_ids=[None] * 4, steps=whole.steps[:step])])["runs"][0]
+        assert (part["local"], part["global"]) == (shown["local"][: step + 1], shown["global"][: step + 1])
+
+
+def test_what_is_not_a_number_is_no_page() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        page([small(steps=[commits((1, 2), confidence=float("nan"))])])
 
 
 def test_two_runs_tell_where_they_part() -> None:

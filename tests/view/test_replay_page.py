@@ -258,6 +258,63 @@ def test_a_token_can_be_reached_and_left_by_keyboard(open_page: Open) -> None:
     assert shown.locator("#tip").is_hidden()
 
 
+def test_the_keyboard_goes_past_what_is_folded_and_what_is_gone(open_page: Open) -> None:
+    shown = open_page(written(initial_ids=[*[1] * 40, None], steps=[commits((40, 2))]))
+    shown.keyboard.press("End")
+    shown.locator(".canvas .cell[tabindex='0']").focus()
+    for _ in range(9):
+        shown.keyboard.press("ArrowUp")
+    assert shown.evaluate("document.activeElement.dataset.index") == "35"
+    shown.locator(".canvas summary").click()
+    shown.locator(".canvas .cell").nth(2).focus()
+    shown.keyboard.press("ArrowUp")
+    assert told(shown)["position"] == "1"
+    shown.locator(".canvas summary").click()
+    shown.wait_for_function("document.querySelector('.canvas .cell[tabindex=\"0\"]').dataset.index === '35'")
+    gone = open_page(written(initial_ids=[None, 2], steps=[Step(resized=[(0, -1)])], end_ids=[]))
+    gone.keyboard.press("End")
+    assert gone.locator(".canvas .cell[tabindex='0']").get_attribute("data-index") == "1"
+
+
+@pytest.mark.parametrize("width", [1000, 360])
+def test_a_token_reached_by_keyboard_is_never_behind_the_bar_and_keeps_its_tooltip(open_page: Open, width: int) -> None:
+    steps = [commits((position, 4)) for position in range(120)]
+    shown = open_page(written(initial_ids=[None] * 120, steps=steps), width=width)
+    shown.keyboard.press("End")
+    shown.locator(".canvas .cell").nth(119).focus()
+    seen = "[document.activeElement.getBoundingClientRect().top, document.querySelector('.bar').getBoundingClientRect()"
+    seen += ".bottom, document.getElementById('tip').hidden, scrollY]"
+    scrolled = set()
+    for _ in range(80):
+        shown.keyboard.press("ArrowUp")
+        top, bar, is_hidden, y = shown.evaluate(
+            f"new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done({seen}))))"
+        )
+        assert top >= bar
+        assert not is_hidden
+        scrolled.add(y)
+    assert len(scrolled) > 3
+    shown.evaluate("document.activeElement.blur()")
+    shown.locator(".canvas .cell").nth(60).hover()
+    shown.evaluate("scrollBy(0, 300)")
+    shown.wait_for_function("document.getElementById('tip').hidden")
+
+
+def test_the_mark_stands_over_the_thumb(open_page: Open) -> None:
+    other = written(steps=[*written().steps[:4], commits((4, 5), (7, 9), (8, 11))])
+    shown = open_page(written(), other, width=1200)
+    track = shown.locator("#scrub").bounding_box()
+    mark = shown.locator("#mark").evaluate("e => e.getBoundingClientRect().left + e.getBoundingClientRect().width / 2")
+    assert mark == pytest.approx(track["x"] + track["width"] - 8, abs=1)
+
+
+def test_a_word_without_end_fills_its_lines_as_a_terminal_does(open_page: Open) -> None:
+    shown = open_page(written(initial_ids=[2, None], steps=[commits((1, 9))], pieces={2: "def ", 9: "x" * 200}))
+    shown.keyboard.press("End")
+    tops = shown.evaluate("[...document.querySelectorAll('.canvas .cell')].map((e) => e.getClientRects()[0].top)")
+    assert tops[0] == tops[1]
+
+
 def test_the_text_of_a_model_makes_no_elements(open_page: Open) -> None:
     shown = open_page(written())
     shown.keyboard.press("End")
@@ -299,11 +356,35 @@ def test_two_equal_runs_say_so(open_page: Open) -> None:
     assert shown.locator("#mark").is_hidden()
 
 
-def test_a_click_on_the_order_map_goes_to_its_step(open_page: Open) -> None:
+@pytest.mark.parametrize(
+    ("plot", "column", "step"), [("order", 2.2, 3), ("order", 2.8, 3), ("ar-ness", 2.2, 2), ("ar-ness", 2.8, 3)]
+)
+def test_a_click_on_a_plot_goes_to_the_step_that_is_drawn_there(
+    open_page: Open, plot: str, column: float, step: int
+) -> None:
+    """The order map has a column for each step, the curve a point."""
     shown = open_page(written())
-    box = shown.locator(".order .plot svg").bounding_box()
-    shown.mouse.click(box["x"] + box["width"] * 0.6, box["y"] + 20)
-    assert step_of(shown) == "step 3 of 5"
+    box = shown.locator(f".{plot} .plot svg").bounding_box()
+    shown.mouse.click(box["x"] + box["width"] * column / 5, box["y"] + 20)
+    assert step_of(shown) == f"step {step} of 5"
+
+
+def test_the_order_map_has_a_place_for_what_was_never_filled_and_a_rule_for_given_text(open_page: Open) -> None:
+    run = written(initial_ids=[2, None, None, 3, 4, None, 4], steps=[commits((1, 2)), commits((5, 2))], end_ids=[])
+    shown = open_page(run)
+    assert shown.locator(".order svg").get_attribute("viewBox") == "0 0 2 4"  # three places, and a gap
+    assert shown.locator(".order .gap").get_attribute("y1") == "2.5"
+    assert "given text" in str(shown.locator(".order figcaption").text_content())
+    shown.locator(".canvas .cell").nth(2).hover()
+    assert shown.locator(".order .row").get_attribute("y1") == "1.5"
+    assert open_page(written()).locator(".order .gap").count() == 0
+
+
+def test_the_caption_names_the_rule_for_ties_where_there_are_some(open_page: Open) -> None:
+    rule = "the tokens of one step count from left to right"
+    assert rule in str(open_page(written()).locator(".ar-ness figcaption").text_content())
+    one_by_one = written(steps=[commits((1, 2)), commits((2, 3))])
+    assert rule not in str(open_page(one_by_one).locator(".ar-ness figcaption").text_content())
 
 
 def test_the_readout_is_the_ar_ness_so_far(open_page: Open) -> None:
@@ -312,6 +393,8 @@ def test_the_readout_is_the_ar_ness_so_far(open_page: Open) -> None:
     assert readout.text_content() == "local@1 –, global@1 –"
     shown.keyboard.press("End")
     assert readout.text_content() == "local@1 0.29, global@1 0.63"
+    scrub(shown, 2)  # 1, 3, then 2 and 6, with 4, 5, 7 and 8 still open
+    assert readout.text_content() == "local@1 0.00, global@1 0.50"
 
 
 @pytest.mark.parametrize("runs", [[written()], [written(), grown()]], ids=["one", "two"])

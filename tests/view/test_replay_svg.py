@@ -58,6 +58,11 @@ def test_a_chosen_step_is_shown_alone_with_its_states() -> None:
     assert ("unsure", "bold underline") in drawn
 
 
+def test_the_box_of_a_new_token_in_the_legend_has_air_on_both_sides() -> None:
+    drawn = figure(small(), steps=[0])
+    assert (" new ", "reverse") in texts(drawn)
+
+
 def test_a_doubtful_token_is_bold_and_underlined_once_it_is_no_longer_new() -> None:
     assert ("def", "bold underline") in texts(figure(small(), steps=[3]))
 

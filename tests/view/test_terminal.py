@@ -10,10 +10,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from unmask.errors import TrajectoryError
 from unmask.trajectory import Commit, Frame, Step, Trajectory
 from unmask.view import terminal
-from unmask.view.terminal import LiveCanvas, legend, plain_frames, printable, render, status
+from unmask.view.terminal import LiveCanvas, legend, printable, render, status
 
 Pieces = dict[int, str]
 
@@ -196,7 +195,7 @@ def test_a_window_of_one_line_still_shows_one_line() -> None:
     assert render(frame, pieces, width=80, height=1).plain.split("\n")[0] == "line 14"
 
 
-# --- legend, status, recording ------------------------------------------------------------------------------------
+# --- legend, status -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("colour", [True, False])
@@ -228,23 +227,6 @@ def test_the_status_line_of_a_long_run_fits_80_columns() -> None:
 def recording() -> Trajectory:
     steps = [Step(commits=[Commit(0, position, position, 0.9, 0.1)]) for position in (2, 1, 3)]
     return Trajectory(initial_ids=[0, None, None, None], steps=steps, pieces={0: ">", 1: "a", 2: "\n", 3: "b"})
-
-
-def test_plain_frames_are_the_chosen_steps_as_text() -> None:
-    assert plain_frames(recording(), steps=[0, 1, 3]) == (
-        "step 0 of 3\n>░░░\n\nstep 1 of 3\n>░\n░\n\nstep 3 of 3\n>a\nb\n"
-    )
-
-
-def test_plain_frames_by_default_run_from_the_first_to_the_last() -> None:
-    headings = re.findall(r"^step .*$", plain_frames(recording()), re.MULTILINE)
-    assert headings[0] == "step 0 of 3"
-    assert headings[-1] == "step 3 of 3"
-
-
-def test_plain_frames_refuse_a_step_that_is_not_there() -> None:
-    with pytest.raises(TrajectoryError, match="give a step between 0 and 3"):
-        plain_frames(recording(), steps=[4])
 
 
 # --- live ---------------------------------------------------------------------------------------------------------

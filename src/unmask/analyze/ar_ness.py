@@ -3,7 +3,11 @@
 With p_t the position that step t filled, of T:
 
     local@k   share of the steps t > k whose position continues the k before it
-    global@k  share of all steps whose position is among the k leftmost that were open
+    global@k  share of all steps whose position is among the k leftmost that were open (M_{t-1})
+
+A place that is open to the end belongs to every M_{t-1}: an unfinished run has filled what is right of it out of turn.
+Neighbours are meant among the places that a run had to fill. Where the given text leaves several holes, number them by
+rank first (`order.ranked`), and a run that fills hole after hole from left to right has 1.
 
 Two readings of "continues" are in the paper. `sequence` (figure 3): p_{t-k}, …, p_t rise by one each. `set` (appendix
 A.2): p_{t-k}, …, p_{t-1} are the k positions left of p_t in any order. Two denominators are in use. `defined`: the
@@ -47,15 +51,17 @@ def local_ar_ness(order: Sequence[int], k: int = 1, *, reading: Reading = "seque
     return local_curve(order, (k,), reading=reading, over=over)[k]
 
 
-def global_ar_ness(order: Sequence[int], k: int = 1) -> float:
+def global_ar_ness(order: Sequence[int], k: int = 1, *, still_open: Iterable[int] = ()) -> float:
     """Global AR-ness@k of positions in the order in which they were filled; NaN where there are none.
 
-    Positions that were never filled do not count as open.
+    `still_open` are the positions that an unfinished run left masked: they were open at every step.
 
     >>> global_ar_ness([3, 2, 1]), global_ar_ness([3, 2, 1], 2)
     (0.3333333333333333, 0.6666666666666666)
+    >>> global_ar_ness([3, 4], still_open=[1, 2])
+    0.0
     """
-    return global_curve(order, (k,))[k]
+    return global_curve(order, (k,), still_open=still_open)[k]
 
 
 def local_curve(
@@ -69,11 +75,11 @@ def local_curve(
     return {k: _share(_hits(counts, k, reading), len(order), k, over) for k in ks}
 
 
-def global_curve(order: Sequence[int], ks: Sequence[int]) -> dict[int, float]:
+def global_curve(order: Sequence[int], ks: Sequence[int], *, still_open: Iterable[int] = ()) -> dict[int, float]:
     """`global_ar_ness` for several k in one pass."""
-    _check(order, ks)
+    later = sorted(set(still_open))  # open when the position looked at was filled; sorted
+    _check(order, ks, still_open=later)
     ranks: Counter[int] = Counter()
-    later: list[int] = []  # filled after the position looked at: open when it was filled; sorted
     for position in reversed(order):
         left_of_it = bisect_left(later, position)
         ranks[left_of_it] += 1
@@ -110,9 +116,10 @@ def pairwise_ar_ness(steps: Iterable[Sequence[int]]) -> tuple[float, float]:
 class ArNessMeter:
     """AR-ness of a run that is still going on, from what each step filled (local: sequence, over T - k).
 
-    `open_positions` are those masked at the start. A step's positions count from left to right. A position that was
-    masked again is open again, and filling it again counts as one more. Once a run has filled all that was open, the
-    numbers are those of `local_ar_ness` and `global_ar_ness` of its order.
+    `open_positions` are those masked at the start. A step's positions count from left to right, and neighbours are
+    meant among the open positions: of two holes, the first place of one continues the last of the other. A position
+    that was masked again is open again, and filling it again counts as one more; a given one counts as a place from
+    then on. As long as nothing is masked again, the numbers are those of `measure` for the steps so far.
 
     >>> meter = ArNessMeter(range(4))
     >>> meter.add([1])
@@ -123,6 +130,7 @@ class ArNessMeter:
 
     def __init__(self, open_positions: Iterable[int]) -> None:
         self._open = sorted(set(open_positions))
+        self._places = list(self._open)  # all that were ever open; sorted
         self._run_lengths: Counter[int] = Counter()  # how many before it each position continues
         self._ranks: Counter[int] = Counter()  # how many open positions were left of each
         self._length = 0
@@ -133,6 +141,9 @@ class ArNessMeter:
         """One step: first `remasked` are open again, then `positions` are filled."""
         for position in set(remasked) - set(self._open):
             insort(self._open, position)
+            at = bisect_left(self._places, position)
+            if self._places[at : at + 1] != [position]:
+                self._places.insert(at, position)
         for position in sorted(positions):
             rank = bisect_left(self._open, position)
             if self._open[rank : rank + 1] != [position]:
@@ -142,7 +153,8 @@ class ArNessMeter:
                 )
             del self._open[rank]
             self._ranks[rank] += 1
-            self._length = self._length + 1 if self._last is not None and position == self._last + 1 else 0
+            at = bisect_left(self._places, position)
+            self._length = self._length + 1 if at and self._places[at - 1] == self._last else 0
             self._run_lengths[self._length] += 1
             self._last = position
             self.num_filled += 1
@@ -201,7 +213,7 @@ def _share(hits: int, num_filled: int, k: int, over: Over) -> float:
     return hits / (num_filled - k if over == "defined" else num_filled)
 
 
-def _check(order: Sequence[int], ks: Sequence[int]) -> None:
+def _check(order: Sequence[int], ks: Sequence[int], *, still_open: Sequence[int] = ()) -> None:
     for k in ks:
         if k < 1:
             raise SettingsError(f"AR-ness@{k} was asked for; k counts positions, so it must be at least 1")
@@ -210,4 +222,8 @@ def _check(order: Sequence[int], ks: Sequence[int]) -> None:
         raise TrajectoryError(
             f"position {twice} is filled twice; AR-ness is of runs that fill each position once, so leave out what was "
             "masked again"
+        )
+    if both := set(order) & set(still_open):
+        raise TrajectoryError(
+            f"position {min(both)} is filled and still open; `still_open` are the positions that are masked in the end"
         )

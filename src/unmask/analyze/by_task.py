@@ -29,7 +29,7 @@ class ByTask:
     local: Values = field(default_factory=dict)
     global_: Values = field(default_factory=dict)
     random_local: Values = field(default_factory=dict)
-    """What a random order of the same lengths has on average."""
+    """What a random order in steps of the same sizes has on average."""
 
     random_global: Values = field(default_factory=dict)
     confidence: Mapping[str, Values] = field(default_factory=dict)
@@ -52,12 +52,12 @@ def by_task(runs: Mapping[str, Sequence[Trajectory]], *, passed: Mapping[int, Va
     zones: dict[str, dict[str, float]] = {zone: {} for zone in ZONES}
     for task, some in runs.items():
         found = [measure(run, local_ks=(1,), global_ks=(1,), conventions=Conventions()) for run in some]
-        lengths = [[one.num_measured] for one in found]
+        shapes = [[one.shape] for one in found]
         for name, values in (
             ("local", [one.local[1] for one in found]),
             ("global_", [one.global_[1] for one in found]),
-            ("random_local", [random_local(length, 1) for length in lengths]),
-            ("random_global", [random_global(length, 1) for length in lengths]),
+            ("random_local", [random_local(shape, 1) for shape in shapes]),
+            ("random_global", [random_global(shape, 1) for shape in shapes]),
         ):
             _keep(columns[name], task, values)
         looks = [by_distance(run) for run in some]

@@ -213,7 +213,7 @@ def statistic(columns: Sequence[Values], function: Callable[[Sequence[float]], f
     Draws for which the function has no value are left out; where more than one in twenty is, there is no interval.
 
     >>> statistic([{"a": 2.0, "b": 2.0}, {"a": 1.0, "b": 1.0}], lambda means: means[1] / means[0])
-    Mean(value=0.5, low=0.5, high=0.5, count=2)
+    Mean(value=0.5, low=0.5, high=0.5, count=2, num_tasks=None)
     """
     tasks = [task for task in columns[0] if all(task in column for column in columns)]
     rows = [[column[task] for column in columns] for task in tasks]
@@ -254,9 +254,9 @@ def _neither(evidence: Evidence) -> Measured:
         ),
         levels=(
             level(f"global AR-ness@1 at T {cold:g}", found.global_),
-            level("of a random order of the same lengths", found.random_global),
+            level("of a random order in steps of the same sizes", found.random_global),
             level(f"local AR-ness@1 at T {cold:g}", found.local),
-            level("of a random order of the same lengths", found.random_local),
+            level("of a random order in steps of the same sizes", found.random_local),
         ),
     )
 
@@ -516,8 +516,8 @@ FINDINGS: tuple[Finding, ...] = (
         claim="Decoding is neither left-to-right nor random: a good share of tokens are neither the next nor the "
         "leftmost open one.",
         paper="sections 4.2 and 4.3, figure 3 (curves)",
-        rule="at the lowest temperature, local and global AR-ness@1 lie above those of a random order of the same "
-        "lengths and below 1",
+        rule="at the lowest temperature, local and global AR-ness@1 lie above those of a random order in steps of the "
+        "same sizes and below 1",
         needs=("temperature",),
         measure=_neither,
     ),

@@ -1,8 +1,11 @@
-"""The measures of one run, and their means over the runs of one model.
+"""The measures of one run, and their means over the runs of one model, with intervals over tasks.
 
 Every number here depends on choices that papers make differently; they are fields of `Conventions` and stand in every
 output. A run in which the asked part has no position (nothing was committed, or an end token came first) is *empty*: it
 has no order, is counted apart and is in no mean. A k larger than a run allows has no value for that run (NaN).
+
+Neighbouring positions are neighbours among the places that the run had to fill: what is given between the holes of an
+infill does not part them. An unfinished run's masked places count as open.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +15,9 @@ from math import isnan
 from typing import Any, Protocol, TypeVar
 
 from unmask.analyze.ar_ness import OVERS, Over, global_curve, local_curve, pairwise_ar_ness, require_known
-from unmask.analyze.bootstrap import Mean, means
-from unmask.analyze.order import PARTS, TIES, Part, Ties, end_position, settled, steps_of
+from unmask.analyze.bootstrap import Mean, means, task_of
+from unmask.analyze.order import PARTS, TIES, Part, Ties, end_position, ranked, settled, steps_of, still_open
+from unmask.analyze.random_order import Shape
 from unmask.errors import TrajectoryError
 from unmask.trajectory import Trajectory
 
@@ -59,6 +63,9 @@ class Measures:
     """The measures of one run. NaN is "no value"."""
 
     model: str
+    task: str
+    """What the run answers: its label, or else a digest of the row it began with."""
+
     seed: int
     sample: int
     temperature: float | None
@@ -73,6 +80,9 @@ class Measures:
 
     num_measured: int
     """Settled tokens of the part that the conventions name: those that AR-ness is of."""
+
+    shape: Shape
+    """How many of them each step settled, of how many open places: what a random order is drawn for."""
 
     num_steps: int
     num_forwards: int
@@ -106,6 +116,7 @@ class Measures:
         """One object; each measure keyed by k, as a string; null for NaN."""
         return {
             "model": self.model,
+            "task": self.task,
             "seed": self.seed,
             "sample": self.sample,
             "temperature": self.temperature,
@@ -127,7 +138,7 @@ class Measures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Means over the runs of one model, with 95 % bootstrap intervals over runs; empty runs are in none of them."""
+    """Means over the runs of one model, with 95 % bootstrap intervals over tasks; empty runs are in none of them."""
 
     model: str
     temperatures: tuple[float | None, ...]
@@ -136,6 +147,9 @@ class Summary:
     conventions: Conventions
     num_runs: int
     """Runs that are not empty."""
+
+    num_tasks: int
+    """Tasks that these runs answer."""
 
     num_empty: int
     local: Mapping[int, Mean]
@@ -150,7 +164,7 @@ class Summary:
     end_settled_at: Mean
 
     def to_json(self) -> dict[str, Any]:
-        """The means as plain numbers, null where no run has a value; intervals and counts of runs beside them."""
+        """The means as plain numbers, null where no run has a value; intervals, counts of runs and of tasks beside."""
         curves = {"local_ar_ness": self.local, "local_ar_ness_set": self.local_set, "global_ar_ness": self.global_}
         numbers = {
             "pairwise_local_ar_ness": self.pairwise_local,
@@ -166,19 +180,23 @@ class Summary:
             "temperatures": list(self.temperatures),
             "conventions": self.conventions.to_json(),
             "num_runs": self.num_runs,
+            "num_tasks": self.num_tasks,
             "num_empty": self.num_empty,
         }
         intervals: dict[str, Any] = {}
         runs: dict[str, Any] = {}
+        tasks: dict[str, Any] = {}
         for name, curve in curves.items():
             out[name] = {str(k): _number(mean.value) for k, mean in curve.items()}
             intervals[name] = {str(k): [_number(mean.low), _number(mean.high)] for k, mean in curve.items()}
             runs[name] = {str(k): mean.count for k, mean in curve.items()}
+            tasks[name] = {str(k): mean.tasks for k, mean in curve.items()}
         for name, mean in numbers.items():
             out[name] = _number(mean.value)
             intervals[name] = [_number(mean.low), _number(mean.high)]
             runs[name] = mean.count
-        return {**out, "intervals": intervals, "runs": runs}
+            tasks[name] = mean.tasks
+        return {**out, "intervals": intervals, "runs": runs, "tasks": tasks}
 
 
 def measure(
@@ -199,13 +217,16 @@ def measure(
     found = settled(t)
     end = end_position(found, t)
     steps = steps_of(found, t, part=conventions.part, ties=conventions.ties)
+    steps, masked = ranked(steps, still_open(found, t, part=conventions.part))
     order = list(chain.from_iterable(steps))
+    sizes = map(len, steps) if conventions.ties == "position" else [1] * len(order)  # the surest first is an order too
     num_end = 0 if end is None else sum(position >= end for position in found)
     num_tokens = len(found) - num_end
     nan = float("nan")
     pairwise_local, pairwise_global = pairwise_ar_ness(steps)
     return Measures(
         model=t.model,
+        task=task_of(t),
         seed=t.seed,
         sample=t.sample,
         temperature=_temperature(t),
@@ -213,12 +234,13 @@ def measure(
         num_tokens=num_tokens,
         num_end=num_end,
         num_measured=len(order),
+        shape=Shape(sizes=tuple(size for size in sizes if size), num_open=len(order) + len(masked)),
         num_steps=len(t.steps),
         num_forwards=t.num_forwards,
         tokens_per_forward=num_tokens / t.num_forwards if t.num_forwards else nan,
         local=local_curve(order, local_ks, over=conventions.over),
         local_set=local_curve(order, local_ks, reading="set", over=conventions.over),
-        global_=global_curve(order, global_ks),
+        global_=global_curve(order, global_ks, still_open=masked),
         pairwise_local=pairwise_local,
         pairwise_global=pairwise_global,
         end_share=num_end / len(found) if found else nan,
@@ -227,7 +249,7 @@ def measure(
 
 
 def summary(runs: Sequence[Measures], *, seed: int = 0) -> Summary:
-    """The means over measured runs of one model.
+    """The means over measured runs of one model, with intervals over tasks (`bootstrap.means`).
 
     Raises MixedModels for runs of several models, TrajectoryError where no run has anything to measure.
     """
@@ -249,12 +271,14 @@ def summary(runs: Sequence[Measures], *, seed: int = 0) -> Summary:
             columns[name, k] = [getattr(run, name)[k] for run in measured]
     for name in _NUMBERS:
         columns[name, 0] = [float(getattr(run, name)) for run in measured]
-    found = means(columns, seed=seed)
+    tasks = [run.task for run in measured]
+    found = means(columns, clusters=tasks, seed=seed)
     return Summary(
         model=first.model,
         temperatures=tuple(sorted({run.temperature for run in measured}, key=lambda t: (t is None, t or 0.0))),
         conventions=first.conventions,
         num_runs=len(measured),
+        num_tasks=len(set(tasks)),
         num_empty=len(runs) - len(measured),
         local={k: found["local", k] for k in first.local},
         local_set={k: found["local_set", k] for k in first.local_set},

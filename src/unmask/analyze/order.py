@@ -7,10 +7,12 @@ Three parts of a run are told apart. `end` is the first end token that the run c
 it, `answer` what it committed before, `all` both. (A model that fills its canvas with end tokens first is far from
 left-to-right for a reason that has nothing to do with the answer.)
 
+Places that are masked in the end belong to the answer where they lie left of the end token, or where there is none.
+
 Steps are counted from 0 here; in `settle_time`, the first of n steps is 1 / n of the run and the last is 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Literal
 
@@ -84,6 +86,35 @@ def steps_of(found: Settled, t: Trajectory, *, part: Part, ties: Ties) -> list[l
     if ties == "confidence":
         return [sorted(step, key=lambda position: -found[position][1].confidence) for step in steps]
     return steps
+
+
+def still_open(found: Settled, t: Trajectory, *, part: Part) -> list[int]:
+    """The places of a part that are masked in the end: of the answer, those left of the end token (if there is one)."""
+    require_known("part of a run", part, PARTS)
+    end = end_position(found, t)
+    ids = list(t.initial_ids)  # without commits: what was committed and is not settled is masked
+    for step in t.steps:
+        for position, delta in step.resized:
+            ids[position : position + max(-delta, 0)] = [None] * max(delta, 0)
+        for position in step.remasked:
+            ids[position] = None
+    masked = [position for position, token_id in enumerate(ids) if token_id is None and position not in found]
+    if part == "all":
+        return masked
+    return [position for position in masked if (end is None or position < end) == (part == "answer")]
+
+
+def ranked(steps: Iterable[Iterable[int]], still_open: Iterable[int]) -> tuple[list[list[int]], list[int]]:
+    """The positions of steps and those still open, numbered among all of them: what AR-ness calls neighbours.
+
+    The holes of an infill join; the places of one answer keep their distances.
+
+    >>> ranked([[3], [7, 8]], [2])
+    ([[1], [2, 3]], [0])
+    """
+    steps, still_open = [list(step) for step in steps], list(still_open)
+    ranks = {position: rank for rank, position in enumerate(sorted([*chain.from_iterable(steps), *still_open]))}
+    return [[ranks[position] for position in step] for step in steps], sorted(ranks[place] for place in still_open)
 
 
 def _settled_in_resized(t: Trajectory) -> Settled:

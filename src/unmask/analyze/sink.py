@@ -10,17 +10,16 @@ A distance that a run has several times (an infill's holes) is averaged within t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
-from unmask.analyze.bootstrap import Mean, means
+from unmask.analyze.bootstrap import Mean, means, task_of
 from unmask.errors import TrajectoryError
 from unmask.trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkPoint:
-    """What the runs had at one distance, with 95 % bootstrap intervals over runs; entropy in nats."""
+    """What the runs had at one distance, with 95 % bootstrap intervals over tasks; entropy in nats."""
 
     distance: int
     confidence: Mean
@@ -52,7 +51,7 @@ class Sink:
 
 
 def sink(runs: Sequence[Trajectory], *, seed: int = 0) -> Sink:
-    """Confidence and entropy of the first step by distance, averaged over runs.
+    """Confidence and entropy of the first step by distance, averaged over runs, with intervals over tasks.
 
     >>> from unmask.trajectory import Step
     >>> run = Trajectory(initial_ids=[5, None, None], steps=[Step(seen=[(1, 0.9, 0.1), (2, 0.2, 2.0)])])
@@ -60,7 +59,8 @@ def sink(runs: Sequence[Trajectory], *, seed: int = 0) -> Sink:
     [(1, 0.9), (2, 0.2)]
     """
     seen = [by_distance(run) for run in runs]
-    known = [run for run in seen if run]
+    known = [look for look in seen if look]
+    tasks = [task_of(run) for run, look in zip(runs, seen, strict=True) if look]
     if not known:
         raise TrajectoryError(
             f"none of the {len(runs)} runs says what the network had for each place in its first step, and the entropy "
@@ -73,7 +73,7 @@ def sink(runs: Sequence[Trajectory], *, seed: int = 0) -> Sink:
         for distance in distances
         for which in (0, 1)
     }
-    found = means(columns, seed=seed)
+    found = means(columns, clusters=tasks, seed=seed)
     points = [SinkPoint(distance=d, confidence=found[d, 0], entropy=found[d, 1]) for d in distances]
     return Sink(points=tuple(points), num_runs=len(known), num_without=len(runs) - len(known))
 
@@ -89,7 +89,8 @@ def by_distance(t: Trajectory) -> Mapping[int, tuple[float, float]]:
     for position, token in enumerate(ids):
         last_given = last_given if token is None else position
         distances.append(position - last_given)
-    found: dict[int, list[tuple[float, float]]] = {}
+    sums: dict[int, tuple[float, float, int]] = {}
     for position, confidence, entropy in t.steps[0].seen:
-        found.setdefault(distances[position], []).append((confidence, entropy))
-    return {distance: (fmean(c for c, _ in pairs), fmean(h for _, h in pairs)) for distance, pairs in found.items()}
+        c, h, count = sums.get(distances[position], (0.0, 0.0, 0))
+        sums[distances[position]] = c + confidence, h + entropy, count + 1
+    return {distance: (c / count, h / count) for distance, (c, h, count) in sums.items()}

@@ -11,7 +11,8 @@ Which text is looked at:
                             of the answer, the fences too, is `text`
     an infill               the whole row, since a hole alone is no program; only what the run filled is classed
 
-Text that Python cannot parse has no classes: the result says why. Where an answer was cut off (it has no end token),
+Text that Python cannot parse has no classes: the result says why. Prose that happens to parse ("Yes", "No, thanks") is
+taken for the program that it is. Where an answer was cut off (it has no end token),
 lines that keep it from parsing are left out at its end, up to half of them, and are `other`.
 """
 
@@ -29,7 +30,7 @@ from itertools import accumulate
 from statistics import fmean
 from typing import Any, Literal, get_args
 
-from unmask.analyze.bootstrap import Mean, means
+from unmask.analyze.bootstrap import Mean, means, task_of
 from unmask.analyze.order import end_position, settle_time, settled
 from unmask.trajectory import Trajectory
 
@@ -53,7 +54,10 @@ class Syntax:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassTime:
-    """When one class settles: the mean over runs of the mean over a run's tokens, as a share of the run's steps."""
+    """When one class settles: the mean over runs of the mean over a run's tokens, as a share of the run's steps.
+
+    Its interval is over tasks.
+    """
 
     name: SyntaxClass
     settle_time: Mean
@@ -119,6 +123,7 @@ def syntax(t: Trajectory) -> Syntax:
 def settle_times(runs: Sequence[Trajectory], *, seed: int = 0) -> SettleTimes:
     """The table "brackets settle at 12 %, names at 41 %", over all runs whose answers are Python."""
     measured: list[dict[SyntaxClass, list[float]]] = []
+    tasks: list[str] = []
     reasons: Counter[str] = Counter()
     for run in runs:
         found = syntax(run)
@@ -130,6 +135,7 @@ def settle_times(runs: Sequence[Trajectory], *, seed: int = 0) -> SettleTimes:
         for position, name in found.classes.items():
             by_class.setdefault(name, []).append(times[position])
         measured.append(by_class)
+        tasks.append(task_of(run))
     columns = {
         name: [fmean(one[name]) if name in one else float("nan") for one in measured]
         for name in CLASSES
@@ -137,7 +143,7 @@ def settle_times(runs: Sequence[Trajectory], *, seed: int = 0) -> SettleTimes:
     }
     rows = [
         ClassTime(name=name, settle_time=mean, num_tokens=sum(len(one.get(name, ())) for one in measured))
-        for name, mean in means(columns, seed=seed).items()
+        for name, mean in means(columns, clusters=tasks, seed=seed).items()
     ]
     rows.sort(key=lambda row: row.settle_time.value)
     return SettleTimes(rows=tuple(rows), num_runs=len(measured), reasons=dict(reasons))
@@ -149,6 +155,7 @@ _LEAD = re.compile(r"(?:<\|[^|\n]*\|>|<s>)?")
 _FENCE = re.compile(r"^ {0,3}(?:```|~~~).*\n?", re.MULTILINE)
 _BLANKS = re.compile(r"^[ \t]+", re.MULTILINE)
 _LONE = re.compile(r"[\ud800-\udfff]")
+_Place = tuple[int, int]
 _BODY = "if 1:\n"
 """Put before the body of a function to make it a program."""
 
@@ -232,7 +239,7 @@ def _marks(code: str, *, may_cut: bool) -> list[SyntaxClass | None]:
     program = before + kept
     line_starts = [-len(before), *(at + 1 - len(before) for at, character in enumerate(program) if character == "\n")]
     try:
-        tokens = list(_tokens(program, _docstring_lines(tree)))
+        tokens = list(_tokens(program, _docstrings(program, tree)))
     except (tokenize.TokenError, SyntaxError) as error:  # some releases' tokenizer refuses what their parser takes
         raise _NoPythonError(f"not Python: {error}") from None
     for name, (first_line, first), (last_line, last) in tokens:
@@ -259,25 +266,31 @@ def _parsed(code: str, *, may_cut: bool) -> tuple[str, str, ast.Module]:
             except SyntaxError as error:
                 reason = reason or f"not Python: line {error.lineno or 1}: {error.msg}"
             except (ValueError, RecursionError, MemoryError) as error:  # a null byte, or nested too deeply
-                reason = reason or f"not Python: {error or 'nested too deeply'}"
+                reason = reason or f"not Python: {str(error) or 'nested too deeply'}"  # a MemoryError says nothing
     raise _NoPythonError(reason)
 
 
-def _docstring_lines(tree: ast.Module) -> set[int]:
-    """The lines on which the program's docstrings begin."""
+def _docstrings(program: str, tree: ast.Module) -> list[tuple[_Place, _Place]]:
+    """Where the program's docstrings begin and end; one may be several string tokens."""
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     firsts = (node.body[0] for node in ast.walk(tree) if isinstance(node, owners) and node.body)
-    return {
-        first.lineno
+    found = [
+        first.value
         for first in firsts
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
-    }
+    ]
+    lines = program.split("\n") if found else []
+
+    def place(line: int, num_bytes: int) -> _Place:
+        return line, len(lines[line - 1].encode()[:num_bytes].decode())  # the parser counts bytes, the tokenizer not
+
+    return [
+        (place(one.lineno, one.col_offset), place(one.end_lineno or one.lineno, one.end_col_offset or 0))
+        for one in found
+    ]
 
 
-_Place = tuple[int, int]
-
-
-def _tokens(program: str, docstrings: set[int]) -> Iterator[tuple[SyntaxClass, _Place, _Place]]:
+def _tokens(program: str, docstrings: Sequence[tuple[_Place, _Place]]) -> Iterator[tuple[SyntaxClass, _Place, _Place]]:
     """(class, start, end) of each token; places are (line from 1, character from 0)."""
     fstrings: list[_Place] = []
     for found in tokenize.generate_tokens(io.StringIO(program, newline="\n").readline):
@@ -291,11 +304,12 @@ def _tokens(program: str, docstrings: set[int]) -> Iterator[tuple[SyntaxClass, _
             yield _class_of(found, docstrings), found.start, found.end
 
 
-def _class_of(found: tokenize.TokenInfo, docstrings: set[int]) -> SyntaxClass:
+def _class_of(found: tokenize.TokenInfo, docstrings: Sequence[tuple[_Place, _Place]]) -> SyntaxClass:
     if found.type == token.NAME:
         return "keyword" if keyword.iskeyword(found.string) else "name"
     if found.type == token.STRING:
-        return "docstring" if found.start[0] in docstrings else "literal"
+        is_docstring = any(start <= found.start < end for start, end in docstrings)
+        return "docstring" if is_docstring else "literal"
     if found.type == token.OP:
         return "bracket" if found.string in "()[]{}" else "operator"
     return {token.NUMBER: "literal", token.COMMENT: "comment"}.get(found.type, "other")  # type: ignore[return-value]

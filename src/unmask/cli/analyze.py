@@ -6,6 +6,7 @@ evaluation is run first, one cell for each temperature, in a folder that is take
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from unmask.analyze.groups import Analysis, RunGroup
     from unmask.evaluate.result import Result
 
+    Pairs = Sequence[tuple[RunGroup, Analysis]]
+
 _RUNNING, _MEASURING = "Running a model", "Measures"
 
 
@@ -32,7 +35,11 @@ def _option(*names: str, help: str, panel: str, metavar: str | None = None) -> A
 def analyze(
     trajectories: Annotated[
         list[Path] | None,
-        typer.Argument(help="Trajectory files, or folders of them; each is a group.", show_default=False),
+        typer.Argument(
+            help="Trajectory files, folders of them, folders of evaluations. Each is a group; a cell is one.",
+            metavar="[PATH]...",
+            show_default=False,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Result only: no progress, no hints.")] = False,
@@ -45,11 +52,15 @@ def analyze(
     ] = None,
     ties: Annotated[
         str | None,
-        _option("--ties", help="Order within a step: position or confidence. [position]", panel=_MEASURING),
+        _option(
+            "--ties", help="Order within a step: position or confidence. [position]", panel=_MEASURING, metavar="ORDER"
+        ),
     ] = None,
     over: Annotated[
         str | None,
-        _option("--over", help="Local AR-ness of the steps that define it, or of all. [defined]", panel=_MEASURING),
+        _option(
+            "--over", help="Local AR-ness of the steps: defined or all. [defined]", panel=_MEASURING, metavar="STEPS"
+        ),
     ] = None,
     tasks: Annotated[
         str | None,
@@ -79,7 +90,7 @@ def analyze(
 
     Example: unmask analyze -m tiny --tasks synthetic-test --temperatures 0.2,1.0 --limit 50
     """
-    from unmask.analyze.groups import analyse, read_groups
+    from unmask.analyze.groups import analyse_all, read_groups
     from unmask.analyze.measure import Conventions
 
     given = {"over": over, "ties": ties, "part": part}
@@ -112,12 +123,13 @@ def analyze(
             quiet=quiet,
         )
         paths = [folder]
-    groups = read_groups(paths)
-    analyses = [analyse(group, conventions=conventions) for group in groups]
+    pairs, left_out = analyse_all(read_groups(paths), conventions=conventions)
     results = _results(paths)
+    _print(pairs, left_out, results, as_json=as_json)
+    for label, reason in left_out.items():
+        print(f"{label} is left out: {reason}", file=sys.stderr)
     if figures is not None:
-        _draw(analyses, groups, figures, results, png=png, quiet=quiet)
-    _print(analyses, groups, results, as_json=as_json)
+        _draw(pairs, figures, results, png=png, quiet=quiet)
 
 
 def _check_figures(folder: Path | None, *, png: bool) -> None:
@@ -132,6 +144,12 @@ def _check_figures(folder: Path | None, *, png: bool) -> None:
         raise SettingsError(f"--figures {folder} is a file; give a folder, which is made where there is none")
     with styled():  # matplotlib is there
         pass
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"--figures {folder} cannot be made ({error.strerror}); give a folder that exists, or one that can be made"
+        ) from None
 
 
 def _refuse_running(given: Mapping[str, object]) -> None:
@@ -181,7 +199,10 @@ def _run(
         trajectories=True,
     )
     with contextlib.ExitStack() as stack:
-        drawing.check(judging)
+        try:
+            drawing.check(judging)
+        except SettingsError as error:  # which knows the option by its name in `unmask evaluate`
+            raise SettingsError(re.sub(r"--temperature(?![\w-])", "--temperatures", str(error))) from None
         benchmark, executor = judging.prepare(
             tasks, stack, version=None, limit=limit, is_offline=model.offline, is_wanted=True
         )
@@ -191,36 +212,38 @@ def _run(
         return drawn.folder
 
 
-def _results(paths: Sequence[Path]) -> "list[Result]":
-    """The scores of those paths that are evaluations."""
+def _results(paths: Sequence[Path]) -> "dict[str, Result]":
+    """The scores of those paths that are evaluations, by the names of their folders."""
     from unmask.evaluate.result import load_result
 
-    return [load_result(path) for path in paths if (path / "result.json").is_file()]
+    folders = [path for path in paths if (path / "result.json").is_file()]
+    names = [path.resolve().name for path in folders]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in folders]
+    return {name: load_result(path) for name, path in zip(names, folders, strict=True)}
 
 
-def _draw(
-    analyses: "Sequence[Analysis]",
-    groups: "Sequence[RunGroup]",
-    folder: Path,
-    results: "Sequence[Result]",
-    *,
-    png: bool,
-    quiet: bool,
-) -> None:
+def _draw(pairs: "Pairs", folder: Path, results: "Mapping[str, Result]", *, png: bool, quiet: bool) -> None:
     from unmask.view.analysis_figures import draw
 
-    written = draw(analyses, groups, folder, results=results, suffix=".png" if png else ".svg")
-    if not quiet:
+    written = draw(
+        [analysis for _, analysis in pairs],
+        [group for group, _ in pairs],
+        folder,
+        results=[*results.values()],
+        names=[*results],
+        suffix=".png" if png else ".svg",
+        tell=lambda note: print(note, file=sys.stderr),
+    )
+    if not quiet and written:
         print(f"figures in {folder}: {', '.join(path.name for path in written)}", file=sys.stderr)
 
 
-def _print(
-    analyses: "Sequence[Analysis]", groups: "Sequence[RunGroup]", results: "Sequence[Result]", *, as_json: bool
-) -> None:
+def _print(pairs: "Pairs", left_out: Mapping[str, str], results: "Mapping[str, Result]", *, as_json: bool) -> None:
     from unmask.cli.output import print_line
 
     if as_json:
-        print_line(json.dumps(_record(analyses, groups, results), ensure_ascii=False))
+        print_line(json.dumps(_record(pairs, left_out, results), ensure_ascii=False))
         return
     from rich.console import Console
 
@@ -228,26 +251,34 @@ def _print(
     from unmask.view.evaluation import scores
 
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False)
-    console.print(report(analyses))
-    for result in results:
-        console.print()
-        console.print(scores(result))
+    with console.capture() as captured:
+        console.print(report([analysis for _, analysis in pairs]))
+        for name, result in results.items():
+            console.print()
+            if len(results) > 1:
+                console.print(name, markup=False)
+            console.print(scores(result))
+    sys.stdout.write(_encodable(captured.get()))
 
 
-def _record(
-    analyses: "Sequence[Analysis]", groups: "Sequence[RunGroup]", results: "Sequence[Result]"
-) -> dict[str, Any]:
-    """All groups; above them, where all runs are of one model, the same of all runs together."""
-    from unmask.analyze.groups import RunGroup, analyse
-    from unmask.analyze.measure import by_model
+def _encodable(text: str) -> str:
+    """The text as it is, or, where standard output has no such letters, with others of the same width."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.replace(" ±", "+-").replace("–", "-").encode(encoding, "replace").decode(encoding)
+    return text
 
-    record: dict[str, Any] = {}
-    if len(analyses) == 1:
-        record |= analyses[0].to_json()
-    elif len(by_model(analysis.summary for analysis in analyses)) == 1:
-        together = RunGroup(label="all", runs=tuple(run for group in groups for run in group.runs))
-        record |= analyse(together, conventions=analyses[0].summary.conventions).to_json()
-    record["groups"] = [analysis.to_json() for analysis in analyses]
+
+def _record(pairs: "Pairs", left_out: Mapping[str, str], results: "Mapping[str, Result]") -> dict[str, Any]:
+    """All groups; above them, where all runs are of one model and of equal settings, the same of all runs together."""
+    from unmask.analyze.groups import together
+
+    pooled = pairs[0][1] if len(pairs) == 1 else together(pairs)
+    record: dict[str, Any] = {} if pooled is None else pooled.to_json()
+    record["groups"] = [analysis.to_json() for _, analysis in pairs]
+    record["left_out"] = dict(left_out)
     if results:
-        record["evaluations"] = [result.to_json(tasks=False) for result in results]
+        record["evaluations"] = [result.to_json(tasks=False) for result in results.values()]
     return record

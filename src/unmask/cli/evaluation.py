@@ -162,7 +162,10 @@ class Drawing:
                 print(f"--batch-size {self.batch_size} has no effect: {reason} draws one by one", file=sys.stderr)
         drawn = list(log.samples)
         wanted = len(prompts) * self.n * len(cells)
-        keep = partial(folders.keep_trajectories, folder) if self.trajectories else None
+        keep = None
+        if self.trajectories:
+            folders.drop_unfinished(folder, drawn)
+            keep = partial(folders.keep_trajectories, folder)
         done = {sample.key for sample in drawn}
         try:
             with _progress("drawing samples", wanted, len(drawn), quiet=self.quiet) as report:

@@ -131,7 +131,7 @@ def _segments(text: str, lines: list[str], *, length: str | None, limit: int) ->
 def _watch(filler: "Filler", *, quiet: bool, meter: bool) -> bool:
     from unmask.view.terminal import LiveCanvas
 
-    live = LiveCanvas(meter=meter)
+    live = LiveCanvas(meter=meter, end_ids=filler.model.end_ids)
     try:
         with live:
             for _ in filler:

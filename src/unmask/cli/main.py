@@ -104,6 +104,7 @@ _ADVICE = {
     errno.EACCES: _FORBIDDEN,
     errno.EPERM: _FORBIDDEN,
     errno.EROFS: _FORBIDDEN,
+    errno.ENAMETOOLONG: "give a shorter name",
 }
 
 

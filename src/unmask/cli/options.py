@@ -5,8 +5,10 @@ what the user gave and nothing else, so that `DecodeSettings` alone knows the de
 """
 
 import contextlib
+import copy
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,14 +172,19 @@ def _telling(name: str, *, quiet: bool) -> "Iterator[Report | None]":
         yield report
 
 
-def with_decoding(*leave_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the decoding and model options, less the settings named in `leave_out`."""
+def with_decoding(*leave_out: str, default: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the decoding and model options, less the settings named in `leave_out`.
+
+    `default` is what the help says of every setting and of the model's name, where a command has other defaults.
+    """
     names = [name for name in _SETTINGS if name not in leave_out]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command).parameters.values() if p.name not in ("model", "settings")]
-        shared = [_parameter(name, _MODEL[name], _MODEL_DEFAULTS.get(name)) for name in _MODEL]
-        shared += [_parameter(name, _SETTINGS[name], None) for name in names]
+        options = {**_MODEL, **{name: _SETTINGS[name] for name in names}}
+        if default is not None:
+            options |= {name: _with_default(options[name], default) for name in ("name", *names)}
+        shared = [_parameter(name, option, _MODEL_DEFAULTS.get(name)) for name, option in options.items()]
 
         @functools.wraps(command)
         def wrapped(**given: Any) -> None:
@@ -190,6 +197,13 @@ def with_decoding(*leave_out: str) -> Callable[[Callable[..., None]], Callable[.
         return wrapped
 
     return decorate
+
+
+def _with_default(annotation: Any, default: str) -> Any:
+    """The same option, whose help ends with another default in brackets."""
+    option = copy.copy(annotation.__metadata__[0])
+    option.help = re.sub(r" \[[^]]*\]$", "", option.help) + f" [{default}]"
+    return Annotated[annotation.__origin__, option]
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -23,6 +23,7 @@ from unmask.trajectory import Frame, Trajectory
 
 MASK = "░"
 SPEED, COLUMNS = 10.0, 80
+SLOWEST = 0.001  # steps per second: beyond a quarter of an hour for each, a pause is no replay
 _PICTURES = "Pictures"
 
 
@@ -74,7 +75,9 @@ def replay(
     other = second or other
     pictures = {"--html": html, "--svg": svg, "--cast": cast}
     outputs = {option: path for option, path in pictures.items() if path is not None}
-    _check_settings(speed=speed, step=step, columns=columns, as_json=as_json, live=live, outputs=outputs)
+    _check_settings(
+        speed=speed, step=step, columns=columns, as_json=as_json, live=live, no_color=no_color, outputs=outputs
+    )
     if "--html" not in outputs and (other is not None or other_row is not None):
         given = f"the second run {other}" if other is not None else f"--with-row {other_row}"
         raise SettingsError(f"{given} has no effect without the page that shows both; give --html FILE with it")
@@ -118,11 +121,12 @@ def _check_settings(
     columns: int | None,
     as_json: bool,
     live: bool,
+    no_color: bool,
     outputs: Mapping[str, Path],
 ) -> None:
-    if speed is not None and not (speed > 0 and math.isfinite(speed)):
+    if speed is not None and not (speed >= SLOWEST and math.isfinite(speed)):
         raise SettingsError(
-            f"--speed {speed:g} was given, but it counts steps per second; give a finite number above 0"
+            f"--speed {speed:g} was given, but it counts steps per second; give a finite number of at least {SLOWEST:g}"
         )
     if columns is not None and columns < 1:
         raise SettingsError(f"--columns {columns} was given, but a line holds at least 1 character; 80 is usual")
@@ -142,6 +146,11 @@ def _check_settings(
         raise SettingsError(
             f"--columns {columns} has no effect without --svg or --cast; a terminal and a page have their own width"
         )
+    if speed is not None and (as_json or (step is not None and not outputs)):
+        raise SettingsError(f"--speed {speed:g} has no effect with {'--json' if as_json else '--step'}; leave it out")
+    if no_color and (as_json or (outputs and "--cast" not in outputs)):
+        option = option or "--json"
+        raise SettingsError(f"--no-color has no effect with {option}, which heeds no terminal; leave it out")
     if speed is not None and set(outputs) == {"--svg"}:
         raise SettingsError(f"--speed {speed:g} has no effect with --svg, which stands still; leave it out")
 
@@ -205,7 +214,7 @@ def _write(path: Path, text: str) -> None:
     if target.exists() and not target.is_file():
         target.write_text(text, encoding="utf-8")
         return
-    partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
+    partial = target.with_name(f".unmask-{os.urandom(8).hex()}")  # short: the target's name may be the longest allowed
     try:
         partial.write_text(text, encoding="utf-8", newline="\n")
         partial.replace(target)

@@ -5,6 +5,7 @@
 
 import difflib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -16,12 +17,13 @@ from typing import Annotated, Any
 import typer
 
 from unmask import trajectory as trajectories
+from unmask.analyze import order
 from unmask.cli.generate import generate
 from unmask.cli.options import ModelOptions, with_decoding
 from unmask.cli.output import check_writable, print_line, print_text
 from unmask.cli.replay import answer_text, pick
 from unmask.errors import SettingsError, TrajectoryError
-from unmask.trajectory import Trajectory
+from unmask.trajectory import Commit, Step, Trajectory
 
 app = typer.Typer(help="Recorded runs: diff, slice, resume.", no_args_is_help=True)
 
@@ -51,7 +53,10 @@ def diff(
     elif found["same"]:
         print_line(f"the same run: {len(first.steps)} steps")
     else:
-        print_text(_told(found, f"{a}", f"{b}"))
+        is_one_file = _is_same_file(a, b)
+        print_text(
+            _told(found, *(f"{path}, row {n}" if is_one_file else f"{path}" for path, n in ((a, row), (b, with_row))))
+        )
     if not found["same"]:
         raise typer.Exit(1)
 
@@ -71,7 +76,7 @@ def slice_(
 ) -> None:
     """Keep some runs of a file, or some steps of each.
 
-    A run that is cut starts from the canvas as it was before the first step that is kept.
+    What a run had committed before the first step that is kept becomes one step, the first of what is written.
 
     Example: unmask trajectory slice runs.jsonl --rows 0-3,7 --steps 10-20 -o part.jsonl
     """
@@ -80,17 +85,17 @@ def slice_(
     chosen = None if rows is None else _numbers(rows)
     span = None if steps is None else _span(steps)
     check_writable(output, option="--output")
-    if os.path.realpath(output) == os.path.realpath(file):
+    if _is_same_file(output, file):
         raise SettingsError(f"--output {output} would be written over the runs that are cut; give another file")
     runs = trajectories.load(file)
-    kept = runs if chosen is None else [_run_of(runs, number, file) for number in chosen]
+    kept = runs if chosen is None else [run for rows in chosen for run in _runs_of(runs, rows, file)]
     if span is not None:
         kept = [cut(run, *span) for run in kept]
     trajectories.save(output, kept)
 
 
 @app.command()
-@with_decoding("max_new_tokens")
+@with_decoding("max_new_tokens", default="as recorded")
 def resume(
     file: File,
     output: Output,
@@ -109,6 +114,8 @@ def resume(
     Example: unmask trajectory resume run.jsonl --at 20 --temperature 0.8 -o warmer.jsonl
     """
     check_writable(output, option="--output")
+    if _is_same_file(output, file):
+        raise SettingsError(f"--output {output} would be written over the run that is taken up; give another file")
     inspect.unwrap(generate)(
         trajectory=output, resume=file, at=at, row=row, as_json=as_json, quiet=quiet, model=model, settings=settings
     )
@@ -149,29 +156,43 @@ def parting(a: Trajectory, b: Trajectory) -> dict[str, Any]:
 
 
 def cut(run: Trajectory, first: int, last: int) -> Trajectory:
-    """Steps `first` to `last` of a run, counted from 1: it starts from the canvas as it was before `first`.
+    """Steps `first` to `last` of a run, counted from 1, after one that commits what had settled before `first`.
 
-    Raises TrajectoryError for steps that the run does not have.
+    The given text stays given and what was committed stays committed, so that a part of a generation is one too. In
+    that first step stands each position with its last commit, as if all had been committed at once; in a run that was
+    resized, where it had come to. Raises TrajectoryError for steps that the run does not have.
 
     >>> from unmask.trajectory import Commit, Step
-    >>> steps = [Step(commits=[Commit(0, position, 7, 0.5, 0.1)]) for position in (1, 0)]
-    >>> cut(Trajectory(initial_ids=[None, None], steps=steps), 2, 2).initial_ids
-    [None, 7]
+    >>> steps = [Step(commits=[Commit(0, position, 7, 0.5, 0.1)]) for position in (2, 3, 1)]
+    >>> part = cut(Trajectory(initial_ids=[5, None, None, None], steps=steps), 3, 3)
+    >>> part.initial_ids, [[commit.position for commit in step.commits] for step in part.steps]
+    ([5, None, None, None], [[2, 3], [1]])
     """
     total = len(run.steps)
     if last > total:
         held = f"steps 1 to {total}; give a span in them" if total else "no step; leave --steps out"
         raise TrajectoryError(f"--steps {first}-{last} was given, but this trajectory has {held}")
-    steps = run.steps[first - 1 : last]
-    is_whole = len(steps) == total
+    start = next(frame for frame in run.frames() if frame.step == first - 1)
+    before = [Step(commits=_standing(run, first - 1))] if first > 1 else []
+    # an estimate where the record of a part is not kept apart: a step that commits something asked the network
+    asked = sum(bool(step.commits) for step in run.steps[:last])
     return replace(
         run,
-        initial_ids=run.ids_at(first - 1),
-        steps=steps,
-        # an estimate where the record of a part is not kept apart: a step that commits something asked the network
-        num_forwards=run.num_forwards if is_whole else min(run.num_forwards, sum(bool(s.commits) for s in steps)),
+        initial_ids=[token if position in start.given else None for position, token in enumerate(start.ids)],
+        steps=[*before, *run.steps[first - 1 : last]],
+        num_forwards=run.num_forwards if last == total else min(run.num_forwards, asked),
         finish_reason=run.finish_reason if last == total else None,
     )
+
+
+def _standing(run: Trajectory, step: int) -> list[Commit]:
+    """What stands committed after `step` steps, each where it is by then."""
+    settled = order.settled(replace(run, steps=run.steps[:step]))
+    return [replace(commit, position=position) for position, (_, commit) in settled.items()]
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _canvas(run: Trajectory) -> dict[int, dict[str, Any]]:
@@ -206,7 +227,11 @@ def _told(found: dict[str, Any], *names: str) -> str:
         lines += [f"  resized at {position} by {delta:+d}" for position, delta in side["resized"]]
         if not side["tokens"] and not side["resized"]:
             lines.append("  the run is over" if step > side["steps"] else "  nothing")
-    return "\n".join([*lines, *(["", *found["diff"]] if found["diff"] else ["", "both end in the same text"])]) + "\n"
+    ends = found["diff"]
+    if not ends:
+        is_same = found["a"]["text"] == found["b"]["text"]
+        ends = ["both end in the same text" if is_same else "the texts differ in their line ends alone"]
+    return "\n".join([*lines, "", *ends]) + "\n"
 
 
 _MOST = 20
@@ -217,20 +242,23 @@ def _said(token: dict[str, Any]) -> str:
     return "masked" if token["id"] is None else f"{token['text']!r} ({token['id']})"
 
 
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str) -> list[range]:
     """The rows of `0-3,7`, in the order given."""
-    found: list[int] = []
+    found: list[range] = []
     for part in text.split(","):
         match = _RANGE.fullmatch(part.strip())
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if high < low:
-            raise SettingsError(f"--rows {text!r} is no list of rows; write numbers and spans of them, as in 0-3,7")
-        found += range(low, high + 1)
-    if len(set(found)) < len(found):
-        raise SettingsError(f"--rows {text!r} names a row twice; name each once")
+            raise SettingsError(
+                f"--rows {_short(text)} is no list of rows; write numbers and spans of them, as in 0-3,7"
+            )
+        found.append(range(low, high + 1))
+    in_turn = sorted(found, key=lambda rows: rows.start)
+    if any(later.start < earlier.stop for earlier, later in itertools.pairwise(in_turn)):
+        raise SettingsError(f"--rows {_short(text)} names a row twice; name each once")
     return found
 
 
@@ -238,12 +266,16 @@ def _span(text: str) -> tuple[int, int]:
     match = _RANGE.fullmatch(text.strip())
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= first <= last:
-        raise SettingsError(f"--steps {text!r} is no span of steps; write it as in 10-20, counted from 1")
+        raise SettingsError(f"--steps {_short(text)} is no span of steps; write it as in 10-20, counted from 1")
     return first, last
 
 
-def _run_of(runs: Sequence[Trajectory], number: int, file: Path) -> Trajectory:
-    if number >= len(runs):
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")
+
+
+def _runs_of(runs: Sequence[Trajectory], rows: range, file: Path) -> Sequence[Trajectory]:
+    if rows.stop > len(runs):
         held = "one run, row 0" if len(runs) == 1 else f"{len(runs)} runs, rows 0 to {len(runs) - 1}"
-        raise TrajectoryError(f"--rows names row {number}, but {file} holds {held}")
-    return runs[number]
+        raise TrajectoryError(f"--rows names row {max(rows.start, len(runs))}, but {file} holds {held}")
+    return runs[rows.start : rows.stop]

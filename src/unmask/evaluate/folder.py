@@ -5,18 +5,19 @@ evaluations/humaneval-diffucoder-7b-instruct-1f9ac3d2/
     samples.jsonl   one line per sample, written as each batch ends
     result.json     the result
     report.html     the same to look at
-    trajectories/   where they were asked for: one file per batch, written before the batch's samples
+    trajectories/   where they were asked for: a folder per cell, a file per batch, written before the batch's samples
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from unmask.errors import SettingsError, TaskError
-from unmask.trajectory import Trajectory, save
+from unmask.errors import SettingsError, TaskError, TrajectoryError
+from unmask.evaluate.samples import Sample
+from unmask.trajectory import Trajectory, load, save
 
 RUN, SAMPLES, REPORT, TRAJECTORIES = "run.json", "samples.jsonl", "report.html", "trajectories"
 NOTED = "noted"
@@ -82,14 +83,53 @@ def read_protocol(folder: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def keep_trajectories(folder: Path, cell: str, batch: int, trajectories: Sequence[Trajectory]) -> None:
-    """Write what the rows of a batch did. A batch that is drawn again after a kill overwrites its own file.
+def keep_trajectories(folder: Path, cell: str, first: int, trajectories: Sequence[Trajectory]) -> None:
+    """Write what samples of a cell did, in a file named by the running number of the first of them.
 
-    Raises TrajectoryError when the disk is full.
+    Numbers do not depend on the batch size, so no file of another batch is overwritten. Where the file is there and is
+    of other samples (`drop_unfinished` saw to that), they stay in it. Raises TrajectoryError when the disk is full.
     """
     place = folder / TRAJECTORIES / _slug(cell)
-    place.mkdir(parents=True, exist_ok=True)
-    save(place / f"{batch:06d}.jsonl", trajectories)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrajectoryError(
+            f"could not make the folder {place} for trajectories ({error.strerror}); make room, or give another "
+            "--output"
+        ) from error
+    path = place / f"{first:06d}.jsonl"
+    before = load(path) if path.exists() else []
+    save(path, [*before, *trajectories])
+
+
+def drop_unfinished(folder: Path, samples: Iterable[Sample]) -> None:
+    """Drop the trajectories of all but these samples: what a kill left of a batch whose samples were not written.
+
+    Those samples are drawn again, maybe in batches of another size. Raises TrajectoryError for a damaged file.
+    """
+    finished: dict[str, set[tuple[str, int]]] = {}
+    for sample in samples:
+        if sample.seed is not None:  # as every sample that was drawn here has
+            finished.setdefault(_slug(sample.cell), set()).add((sample.task_id, sample.seed))
+    for path in sorted((folder / TRAJECTORIES).glob("*/*.jsonl")):
+        kept = finished.get(path.parent.name, set())
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if all(_named(line, path) & kept for line in lines):
+            continue
+        left = [t for t in load(path) if {(t.label, t.sample), (t.label, t.seed)} & kept]
+        if left:
+            save(path, left)
+        else:
+            path.unlink()
+
+
+def _named(line: str, path: Path) -> set[tuple[str, int]]:
+    """What a trajectory may be found by: a sample's seed names a row of a batch, and the whole run of an infilling."""
+    try:
+        record = json.loads(line)
+        return {(record["label"], record["sample"]), (record["label"], record["seed"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrajectoryError(f"{path} is damaged ({error}); give another --output, or delete the folder") from None
 
 
 def fingerprint(path: Path) -> str:

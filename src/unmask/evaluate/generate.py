@@ -11,6 +11,7 @@ has each infilling.
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from unmask.data.task import Task
@@ -36,7 +37,8 @@ Report = Callable[[int], None]
 """Called with how many samples were finished since the last call."""
 
 Keep = Callable[[str, int, "Sequence[Trajectory]"], None]
-"""Called before a batch is yielded, with its cell, its number in the cell, and what every row did."""
+"""Called before a batch is yielded, with its cell, the running number of its first sample that was missing (whatever
+the batch size), and what each missing sample did."""
 
 ORACLE = "oracle"
 UNKNOWN = "unknown"
@@ -100,7 +102,9 @@ def generate(
     """The samples that are not in `done`, a list for each batch as it ends."""
     for cell in cells:
         batches = _batches(prompts, n, 1 if cell.settings.mode == "reference" else batch_size)
-        for index, batch in enumerate(batches):
+        end = 0
+        for batch in batches:
+            start, end = end, end + len(batch)
             missing = [(cell.name, prompt.task.task_id, number) not in done for prompt, number in batch]
             if not any(missing):
                 continue
@@ -108,7 +112,7 @@ def generate(
             if keep is not None:
                 for (prompt, _), result in zip(batch, results, strict=True):
                     result.trajectory.label = prompt.task.task_id
-                keep(cell.name, index, [result.trajectory for result in results])
+                keep(cell.name, start + missing.index(True), [r.trajectory for r in compress(results, missing)])
             yield [
                 _sample(prompt, cell, number, result, rows=len(batch))
                 for (prompt, number), result, is_missing in zip(batch, results, missing, strict=True)

@@ -10,8 +10,8 @@ The file builds it once, when it is loaded:
 
 and `rewards.py:judge` names it; that is also the name its rewards are logged by. A run loads each file once per
 process, not per batch: with two processes there are two judges, each on the device that the file puts it on. A network
-(`torch.nn.Module`) is set to evaluation, and called without gradients. An object that merely holds one sees to both
-itself.
+(`torch.nn.Module`) is set to evaluation, and called without gradients. What merely holds one sees to both
+itself: an object with a network inside, a `functools.partial` of one, a bound method such as `judge.score`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,9 @@ class RewardModel:
 
     def __init__(self, model: Any, name: str) -> None:
         self.__name__ = str(getattr(model, "__name__", name))
-        self.model = model.eval() if isinstance(model, nn.Module) else model
+        self.model = model
+        if isinstance(model, nn.Module):
+            model.eval()  # a class may have its own, which need not return the network
 
     def __call__(self, **arguments: Any) -> Iterable[float | None]:
         if not isinstance(self.model, nn.Module):

@@ -1,9 +1,10 @@
-"""Analyses as tables in the terminal: AR-ness, when kinds of tokens settle, and the entropy sink, a column per group.
+"""Analyses as tables in the terminal: AR-ness, when kinds of tokens settle, and the entropy sink.
 
-An interval stands in small behind its mean, as in `0.62 ±0.04`: half its width, 95 % over runs.
+Each group has a column; many groups have a row each, and columns of fewer k. An interval stands in small behind its
+mean, as in `0.62 ±0.04`: half its width, 95 % bootstrap.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isnan
 
 from rich.console import Group, RenderableType
@@ -17,6 +18,10 @@ from unmask.view.evaluation import clean
 
 _LOCAL_KS, _GLOBAL_KS = (1, 2, 4, 8), (1, 2, 4)  # of those that were measured, the ones that a table has room for
 _DISTANCES = (1, 2, 3, 5, 9, 17, 33, 65)
+_FEW_KS = (1, 4)
+_MOST_COLUMNS = 6
+"""Groups beyond which they stand in rows."""
+
 _NO_VALUE = "–"
 
 
@@ -25,7 +30,7 @@ def report(analyses: Sequence[Analysis]) -> RenderableType:
     parts: list[RenderableType] = [_orders(analyses), Text()]
     if any(analysis.settle_times.rows for analysis in analyses):
         parts += [_syntax(analyses), Text()]
-    if any(analysis.sink is not None for analysis in analyses):
+    if any(analysis.sink is not None and analysis.sink.points for analysis in analyses):
         parts += [_sinks(analyses), Text()]
     parts += [Text(note) for note in notes(analyses)]
     return Group(*parts)
@@ -50,42 +55,44 @@ def notes(analyses: Sequence[Analysis]) -> Iterator[str]:
             yield f"{about}: {count} answers have no syntax classes ({clean(reason)})."
         if analysis.sink is None:
             yield f"{about}: the runs do not say what the network had in its first step, so there is no entropy sink."
+        elif analysis.num_narrow:
+            yield (
+                f"{about}: the first step of {analysis.num_narrow} runs saw only the places that it settled, and the "
+                "entropy sink has no more of them."
+            )
 
 
 def _orders(analyses: Sequence[Analysis]) -> Table:
-    table = _table("order", analyses)
-    table.add_row("runs", *(str(analysis.summary.num_runs) for analysis in analyses))
+    is_wide = len(analyses) > _MOST_COLUMNS
+    local_ks, global_ks = (_FEW_KS, _FEW_KS) if is_wide else (_LOCAL_KS, _GLOBAL_KS)
     rows: list[tuple[str, Callable[[Summary], Mean | None]]] = [
-        *((f"local AR-ness@{k}", lambda found, k=k: found.local.get(k)) for k in _LOCAL_KS),
-        *((f"global AR-ness@{k}", lambda found, k=k: found.global_.get(k)) for k in _GLOBAL_KS),
+        *((f"local AR-ness@{k}", lambda found, k=k: found.local.get(k)) for k in local_ks),
+        *((f"global AR-ness@{k}", lambda found, k=k: found.global_.get(k)) for k in global_ks),
         ("neighbours in order", lambda found: found.pairwise_local),
         ("all pairs in order", lambda found: found.pairwise_global),
         ("end token settled at", lambda found: found.end_settled_at),
         ("tokens per forward", lambda found: found.tokens_per_forward),
     ]
-    for name, pick in rows:
-        table.add_row(name, *(shown(pick(analysis.summary)) for analysis in analyses))
-    return table
+    shown_rows = {name: [shown(pick(analysis.summary)) for analysis in analyses] for name, pick in rows}
+    return _table("order", analyses, {"runs": [str(one.summary.num_runs) for one in analyses], **shown_rows})
 
 
 def _syntax(analyses: Sequence[Analysis]) -> Table:
-    table = _table("settled after (share of the run)", analyses)
     times = [{row.name: row.settle_time for row in analysis.settle_times.rows} for analysis in analyses]
-    for name in dict.fromkeys(name for found in times for name in found):
-        table.add_row(name, *(shown(found.get(name)) for found in times))
-    return table
+    names = dict.fromkeys(name for found in times for name in found)
+    rows: dict[str, list[str]] = {name: [shown(found.get(name)) for found in times] for name in names}
+    return _table("settled after (share of the run)", analyses, rows)
 
 
 def _sinks(analyses: Sequence[Analysis]) -> Table:
-    table = _table("confidence in the first step, by distance", analyses)
     curves = [
         {point.distance: point.confidence for point in analysis.sink.points} if analysis.sink is not None else {}
         for analysis in analyses
     ]
-    for distance in _DISTANCES:
-        if any(distance in curve for curve in curves):
-            table.add_row(str(distance), *(shown(curve.get(distance)) for curve in curves))
-    return table
+    known = sorted({distance for curve in curves for distance in curve})
+    distances = [distance for distance in _DISTANCES if distance in known] or known[: len(_DISTANCES)]
+    rows = {str(distance): [shown(curve.get(distance)) for curve in curves] for distance in distances}
+    return _table("confidence in the first step, by distance", analyses, rows)
 
 
 def shown(mean: Mean | None) -> str:
@@ -100,9 +107,19 @@ def shown(mean: Mean | None) -> str:
     return value if isnan(mean.low) else f"{value} ±{(mean.high - mean.low) / 2:.3f}"
 
 
-def _table(first: str, analyses: Sequence[Analysis]) -> Table:
+def _table(what: str, analyses: Sequence[Analysis], rows: Mapping[str, Sequence[str]]) -> Table:
+    """The rows, a column per group; turned over for many groups."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold")
-    for analysis in analyses:
-        table.add_column(clean(analysis.label), justify="right", overflow="fold")
+    table.add_column(what, overflow="fold")
+    labels = [Text(clean(analysis.label)) for analysis in analyses]
+    if len(labels) <= _MOST_COLUMNS:
+        for label in labels:
+            table.add_column(label, justify="right", overflow="fold")
+        for name, values in rows.items():
+            table.add_row(name, *values)
+    else:
+        for name in rows:
+            table.add_column(name, justify="right", overflow="fold")
+        for at, label in enumerate(labels):
+            table.add_row(label, *(values[at] for values in rows.values()))
     return table

@@ -2,7 +2,7 @@
 
 The file is a header, a JSON object, and then one event a line: [seconds since the start, "o", what the terminal got].
 It is drawn by the same `LiveCanvas` as the replay, on a terminal that is only a buffer, by a clock that only counts:
-the same run gives the same file.
+the same run gives the same file. It draws up to 30 steps a second; faster ones are drawn together.
 """
 
 import io
@@ -17,6 +17,8 @@ from unmask.view.terminal import LiveCanvas, printable, render
 
 MOST_LINES = 40
 """Lines of the recorded terminal; a longer canvas moves in it as in any terminal."""
+
+FRAMES_PER_SECOND = 30 * (1 + 1e-9)  # a hair more, as the times of steps are sums of floats and may fall short of it
 
 _BESIDE_CANVAS = 3  # the legend, the status, and the line that the cursor is on
 _LINGER = 2.0  # seconds that the last state stays
@@ -37,7 +39,7 @@ def recording(
         "env": {"TERM": "xterm-256color"},
     }
     events = _events(run, speed=speed, columns=columns, rows=rows, colour=colour, meter=meter)
-    return "\n".join(json.dumps(line, ensure_ascii=False) for line in (header, *events)) + "\n"
+    return "\n".join(json.dumps(line, ensure_ascii=False, allow_nan=False) for line in (header, *events)) + "\n"
 
 
 def _lines(run: Trajectory, columns: int) -> Iterator[int]:
@@ -61,7 +63,15 @@ def _events(
         _environ={"TERM": "xterm-256color"},
     )
     total, at = len(run.steps), 0.0
-    with LiveCanvas(console, keep=True, end_ids=run.end_ids, timed=False, meter=meter, clock=lambda: at) as canvas:
+    with LiveCanvas(
+        console,
+        keep=True,
+        end_ids=run.end_ids,
+        timed=False,
+        meter=meter,
+        frames_per_second=FRAMES_PER_SECOND,
+        clock=lambda: at,
+    ) as canvas:
         for frame in run.frames():
             at = frame.step / speed
             forwards = run.num_forwards * frame.step // total if total else run.num_forwards

@@ -72,6 +72,10 @@ _CHARACTER = 0.059  # inches, a little above the mean in 7 points
 _HANDLE = 0.45  # inches beside a legend's text
 
 
+class NothingToDraw(SettingsError):
+    """A figure's series have no number."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
     """Points of one series, and where it is known the interval of each. NaN points are left out.
@@ -276,7 +280,7 @@ def check_curves(curves: Sequence[Curve], what: str, *, are_shares: bool = True)
     """Refuse what would draw an empty or a false figure."""
     check_labels([curve.label for curve in curves], what)
     if not any(curve.points for curve in curves):
-        raise SettingsError(
+        raise NothingToDraw(
             f"there is nothing to draw: no series of {what} has a point that is a number; give runs in which the "
             "measure is defined"
         )

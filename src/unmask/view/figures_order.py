@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Literal
 
-from unmask.analyze.random_order import random_global, random_local
+from unmask.analyze.random_order import Shape, random_global, random_local
 from unmask.errors import SettingsError
 from unmask.view.figures import (
     WIDTHS,
     Curve,
+    NothingToDraw,
     Width,
     check_curves,
     check_labels,
@@ -44,7 +45,7 @@ def ar_ness_curves(
     local: Sequence[Curve],
     global_: Sequence[Curve],
     *,
-    lengths: Sequence[int] = (),
+    shapes: Sequence[Shape | int] = (),
     reading: Literal["sequence", "set"] = "sequence",
     over: Literal["defined", "all"] = "defined",
     title: str = "",
@@ -52,18 +53,19 @@ def ar_ness_curves(
 ) -> "Figure":
     """Local and global AR-ness@k over k; a label is the same series in both.
 
-    `lengths` are how many positions each run settled: with them, the value that a random order has is drawn, for the
-    `reading` and the denominator (`over`) that the curves were made with.
+    `shapes` say how many positions each step of each run settled (a number n: n steps of one); with them the value that
+    a random order has is drawn, for the `reading` and the denominator (`over`) that the curves were made with.
     """
     check_curves([*local], "local AR-ness")
     check_curves([*global_], "global AR-ness")
     labels = list(dict.fromkeys(curve.label for curve in [*local, *global_]))
+    settled = [shape if isinstance(shape, int) else shape.num_settled for shape in shapes]
     references: dict[str, dict[str, Callable[[int], float]]] = {
         "local": {
-            _LEFT_TO_RIGHT: lambda k: 1.0 if over == "defined" else _mean([(n - k) / n for n in lengths if n > k]),
-            _RANDOM: lambda k: random_local(lengths, k, reading=reading, over=over),
+            _LEFT_TO_RIGHT: lambda k: 1.0 if over == "defined" else _mean([(n - k) / n for n in settled if n > k]),
+            _RANDOM: lambda k: random_local(shapes, k, reading=reading, over=over),
         },
-        "global": {_LEFT_TO_RIGHT: lambda k: 1.0, _RANDOM: lambda k: random_global(lengths, k)},
+        "global": {_LEFT_TO_RIGHT: lambda k: 1.0, _RANDOM: lambda k: random_global(shapes, k)},
     }
     with styled():
         shape = {"columns": 2} if width == "page" else {"rows": 2}
@@ -191,7 +193,7 @@ def settled_grid(runs: Runs, *, bins: int = 64) -> Grid:
     found = [(run, [position for step in run for position in step]) for run in runs]
     spans = [(run, min(places), max(places) - min(places) + 1) for run, places in found if places]
     if not spans:
-        raise SettingsError(
+        raise NothingToDraw(
             "there is nothing to draw: none of the runs of the order map settled a token; give a run that did"
         )
     across, up = min(bins, max(len(run) for run, *_ in spans)), min(bins, max(length for *_, length in spans))

@@ -12,6 +12,7 @@ from unmask.view.figures import (
     COLOURS,
     HATCHES,
     Curve,
+    NothingToDraw,
     Width,
     barred_line,
     check_curves,
@@ -64,7 +65,7 @@ def settle_times(bars: Sequence[Bars], *, title: str = "", width: Width = "colum
     found = {series.label: series.by_name for series in bars}
     names = list(dict.fromkeys(name for values in found.values() for name in values))
     if not names:
-        raise SettingsError(
+        raise NothingToDraw(
             "there is nothing to draw: no syntax class has a settle time that is a number; give runs whose answers "
             "hold Python"
         )

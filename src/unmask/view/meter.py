@@ -17,9 +17,9 @@ _NARROW_BAR = 4
 class FrameMeter:
     """Local and global AR-ness@1 of the answer in a run's frames, of which each must be shown to `follow`.
 
-    It counts as `analyze.order.commit_steps` does: a position when it was committed last, one step's positions from
-    left to right, the first end token and what lies behind it not at all. A new run, and a row whose length has
-    changed, start the meter anew.
+    It counts as `analyze.measure.measure` does: a position when it was committed last, one step's positions from left
+    to right, what is still masked as open, the first end token and what lies behind it not at all. A new run, and a
+    row whose length has changed, start the meter anew.
 
     >>> meter = FrameMeter()
     >>> meter.follow(Frame(1, (5, None, 7), frozenset({0}), frozenset({2}), {}))

@@ -123,7 +123,26 @@ class View {
       this.canvas.append(details);
     }
     this.canvas.append(...this.spans.slice(folded));
-    (this.spans[Math.max(open, 0)] ?? this.canvas).tabIndex = 0;
+    this.stop = Math.max(open, 0);
+    (this.spans[this.stop] ?? this.canvas).tabIndex = 0;
+    this.canvas.addEventListener("toggle", () => this.keepStop(), true);
+  }
+
+  isRendered(index) {
+    return this.states[index].kind !== "gone" && this.spans[index].closest("details:not([open])") === null;
+  }
+
+  moveStop(index) {
+    this.spans[this.stop].tabIndex = -1;
+    this.stop = index;
+    this.spans[index].tabIndex = 0;
+  }
+
+  // One rendered cell can be reached by Tab, also where the one that could be was folded away or taken out.
+  keepStop() {
+    if (this.spans.length === 0 || this.isRendered(this.stop)) return;
+    const next = this.row().filter((index) => this.isRendered(index));
+    if (next.length > 0) this.moveStop(next.find((index) => index > this.stop) ?? next[next.length - 1]);
   }
 
   show(step) {
@@ -138,6 +157,7 @@ class View {
       const sure = kind === "settled" ? event[2] : 1;
       this.look(index, kind, texts[index], sure);
     });
+    this.keepStop();
     for (const line of this.lines) {
       line.setAttribute("x1", now);
       line.setAttribute("x2", now);
@@ -173,14 +193,29 @@ class View {
   orderMap() {
     const { run } = this;
     const end = run.steps;
-    const places = new Map();
-    run.cells.forEach((cell, index) => {
-      if (isThere(cell, end) && cell[3].length > 0) places.set(index, places.size);
-    });
+    const live = run.cells.flatMap((cell, index) => (isThere(cell, end) ? [index] : []));
+    const wasOpen = (index) => run.cells[index][0] > 0 || run.cells[index][2] === null || run.cells[index][3].length > 0;
+    const gap = Math.max(1, live.filter(wasOpen).length / 40);
+    const places = new Map(), gaps = [];
+    let height = 0, isAfterGiven = false;
+    for (const index of live) {
+      if (!wasOpen(index)) isAfterGiven = true;
+      else {
+        if (isAfterGiven && places.size > 0) {
+          gaps.push(height + gap / 2);
+          height += gap;
+        }
+        isAfterGiven = false;
+        places.set(index, height);
+        height += 1;
+      }
+    }
     this.places = places;
-    const width = Math.max(end, 1), height = Math.max(places.size, 1);
+    height = Math.max(height, 1);
+    const width = Math.max(end, 1);
     const svg = drawing("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img" });
     svg.setAttribute("aria-label", "Order map: at which step each position was committed");
+    for (const y of gaps) svg.append(drawing("line", { class: "gap", x1: 0, x2: width, y1: y, y2: y }));
     const w = Math.max(1, width / 110), h = Math.max(1, height / 90);
     const shades = Array.from({ length: 5 }, () => []), undone = [];
     places.forEach((place, index) => {
@@ -197,8 +232,11 @@ class View {
     if (undone.length > 0) svg.append(drawing("path", { d: undone.join(""), class: "undo" }));
     this.pointer = drawing("line", { class: "row", x1: 0, x2: width, y1: -1, y2: -1 });
     svg.append(this.pointer);
-    const caption = element("figcaption", "", "Order: stronger is surer" + (undone.length > 0 ? ", hollow is masked again" : ""));
-    return this.figure("order", svg, ["first", "last"], caption, height);
+    const told = ["Order: stronger is surer"];
+    if (undone.length > 0) told.push("hollow is masked again");
+    if (gaps.length > 0) told.push("a dotted rule stands for given text");
+    const caption = element("figcaption", "", told.join(", "));
+    return this.figure("order", svg, ["first", "last"], caption, height, Math.ceil); // step k is the column k - 1 … k
   }
 
   arNess() {
@@ -215,10 +253,11 @@ class View {
     this.readout = element("span", "readout");
     caption.append("AR-ness of the answer so far: ", this.readout, element("br"), element("span", "key"), " local ");
     caption.append(element("span", "key dashed"), " global; 1 is left to right");
-    return this.figure("ar-ness", svg, ["1", "0"], caption, 2);
+    if (run.ties) caption.append("; the tokens of one step count from left to right");
+    return this.figure("ar-ness", svg, ["1", "0"], caption, 2, Math.round);
   }
 
-  figure(name, svg, [high, low], caption, height) {
+  figure(name, svg, [high, low], caption, height, toStep) {
     const figure = element("figure", name);
     const plot = element("div", "plot");
     const now = drawing("line", { class: "now", x1: 0, x2: 0, y1: -1, y2: height });
@@ -229,7 +268,7 @@ class View {
     plot.addEventListener("click", (event) => {
       const box = svg.getBoundingClientRect();
       stop();
-      go(Math.round(((event.clientX - box.left) / box.width) * this.run.steps));
+      go(Math.min(this.run.steps, toStep(((event.clientX - box.left) / box.width) * this.run.steps)));
     });
     figure.append(plot, caption);
     return figure;
@@ -273,6 +312,7 @@ const percent = (share) => `${(100 * share).toFixed(1)} %`;
 // --- the tooltip ---------------------------------------------------------------------------------------------------
 
 const tip = byId("tip");
+const bar = document.querySelector(".bar");
 let shown = null; // [view, index] of the cell that the tooltip is about
 
 function tell(view, index) {
@@ -288,8 +328,16 @@ function tell(view, index) {
     list.append(element("dt", "", name), element("dd", isText ? "text" : "", String(value)));
   }
   tip.replaceChildren(list);
-  tip.hidden = false;
+  place();
+}
+
+// Beside its cell; nowhere while that is out of sight.
+function place() {
+  const [view, index] = shown;
+  const span = view.spans[index];
   const box = span.getClientRects()[0] ?? span.getBoundingClientRect();
+  tip.hidden = box.bottom < bar.getBoundingClientRect().bottom || box.top > innerHeight;
+  if (tip.hidden) return;
   const { width, height } = tip.getBoundingClientRect();
   const left = Math.min(Math.max(8, box.left), innerWidth - width - 8);
   const below = box.bottom + 8;
@@ -321,16 +369,21 @@ for (const name of ["pointerover", "focusin"]) {
 }
 byId("runs").addEventListener("pointerleave", hush);
 byId("runs").addEventListener("focusout", hush);
-addEventListener("scroll", hush, { passive: true });
+addEventListener("scroll", () => {
+  if (shown === null) return;
+  const [view, index] = shown;
+  if (view.spans[index] === document.activeElement) place();
+  else hush();
+}, { passive: true });
 
 function neighbour(direction) {
   const found = cellOf(document.activeElement);
   if (found === null) return false;
   const [view, index] = found;
-  const row = view.row();
+  const row = view.row().filter((other) => view.isRendered(other));
+  if (row.length === 0) return false;
   const next = row[Math.min(row.length - 1, Math.max(0, row.indexOf(index) + direction))];
-  view.spans[index].tabIndex = -1;
-  view.spans[next].tabIndex = 0;
+  view.moveStop(next);
   view.spans[next].focus();
   return true;
 }
@@ -445,7 +498,11 @@ if (views.length > 1) {
   part.textContent = data.parts === null ? "same run" : data.parts === 0 ? "different canvases" : `part at step ${data.parts}`;
   part.addEventListener("click", () => jump(data.parts));
   byId("mark").hidden = data.parts === null;
-  byId("mark").style.left = `${(100 * (data.parts ?? 0)) / Math.max(last, 1)}%`;
+  byId("mark").style.left = `calc(8px + (100% - 16px) * ${(data.parts ?? 0) / Math.max(last, 1)})`; // as the thumb goes
 }
+// What takes the focus is scrolled to below the bar, which is higher on a narrow screen.
+new ResizeObserver(() => {
+  document.documentElement.style.scrollPaddingTop = `${bar.offsetHeight + 8}px`;
+}).observe(bar);
 go(0);
 })();

@@ -23,9 +23,8 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from unmask.analyze.ar_ness import ArNessMeter
-from unmask.analyze.order import commit_steps
 from unmask.trajectory import Trajectory, first_difference
+from unmask.view.meter import FrameMeter
 from unmask.view.terminal import MASK, printable
 
 DIGITS = 4
@@ -112,19 +111,20 @@ def _run(run: Trajectory, *, name: str) -> dict[str, Any]:
         "cells": [[cell.born, cell.died, cell.token, cell.events] for cell in cells(run)],
         "local": local,
         "global": global_,
+        "ties": any(len(step.commits) > 1 for step in run.steps),
     }
 
 
 def _ar_ness(run: Trajectory) -> tuple[list[float | None], list[float | None]]:
-    """Local and global AR-ness@1 before the first step and after each, of the answer's positions."""
-    by_step = commit_steps(run)
-    meter = ArNessMeter([position for positions in by_step for position in positions])
-    local: list[float | None] = [None]
-    global_: list[float | None] = [None]
-    for positions in by_step:
-        meter.add(positions)
-        local.append(_number(meter.local(1)))
-        global_.append(_number(meter.global_(1)))
+    """Local and global AR-ness@1 before the first step and after each, as the meter of a live view reads it then: what
+    comes later changes nothing."""
+    meter = FrameMeter(end_ids=run.end_ids)
+    local: list[float | None] = []
+    global_: list[float | None] = []
+    for frame in run.frames():
+        meter.follow(frame)
+        for series, value in zip((local, global_), meter.reading(), strict=True):
+            series.append(_number(value))
     return local, global_
 
 
@@ -161,7 +161,7 @@ def _final_text(run: Trajectory) -> str:
 
 def _json(record: dict[str, Any]) -> str:
     """Compact JSON in ASCII; without a `<` it can neither end its element nor open a comment in it."""
-    return json.dumps(record, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(record, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _part(name: str) -> str:

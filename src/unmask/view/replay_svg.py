@@ -40,7 +40,7 @@ def spread(last: int, *, panels: int = PANELS) -> list[int]:
     return sorted({round(last * part / (panels - 1)) for part in range(panels)})
 
 
-def figure(run: Trajectory, *, steps: Sequence[int] | None = None, columns: int = 80, context: int | None = 1) -> str:
+def figure(run: Trajectory, *, steps: Sequence[int] | None = None, columns: int = 80) -> str:
     """The whole file; `columns` are the characters after which a line is broken.
 
     Raises TrajectoryError for a step that the run does not have.
@@ -52,20 +52,21 @@ def figure(run: Trajectory, *, steps: Sequence[int] | None = None, columns: int 
     for step in chosen:
         run.ids_at(step)
     frames = {frame.step: frame for frame in run.frames() if frame.step in chosen}
-    panels = [(f"step {step} of {last}", _lines(frames[step], run, columns, context)) for step in chosen]
+    panels = [(f"step {step} of {last}", _lines(frames[step], run, columns)) for step in chosen]
     explained = _wrapped_legend(columns, with_end=bool(run.end_ids))
     return _document(panels, explained, title=f"{run.model or 'a model'}, {last} steps")
 
 
-def _lines(frame: Frame, run: Trajectory, columns: int, context: int | None) -> list[Text]:
-    text = render(frame, run.pieces, width=columns, context=context, end_ids=run.end_ids, colour=False)
+def _lines(frame: Frame, run: Trajectory, columns: int) -> list[Text]:
+    text = render(frame, run.pieces, width=columns, end_ids=run.end_ids, colour=False)
     return list(text.split("\n", allow_blank=True))
 
 
 def _wrapped_legend(columns: int, *, with_end: bool) -> list[Text]:
-    """The legend on as many lines as it needs: its entries stand three spaces apart."""
+    """The legend on as many lines as it needs: each of its spans is an entry."""
     lines: list[Text] = []
-    for entry in legend(colour=False, with_end=with_end).split("   "):
+    whole = legend(colour=False, with_end=with_end)
+    for entry in (whole[span.start : span.end] for span in whole.spans):
         if lines and lines[-1].cell_len + 3 + entry.cell_len <= max(columns, 40):
             lines[-1].append("   ").append_text(entry)
         else:

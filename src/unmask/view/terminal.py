@@ -7,7 +7,7 @@ and doubtful ones underlined, and a mask is a cell either way.
 The text of a model is not trusted: control characters, which could move the cursor or retitle the window, become
 visible signs, and bytes that are not UTF-8 on their own wait for the token that completes them or become `�`.
 
-`render`, `legend`, `status` and `plain_frames` are pure; `LiveCanvas` holds the terminal, a clock, what is new since it
+`render`, `legend` and `status` are pure; `LiveCanvas` holds the terminal, a clock, what is new since it
 drew last, and the AR-ness meter if one is wanted.
 """
 
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from unmask.trajectory import Frame, Trajectory
+from unmask.trajectory import Frame
 from unmask.view.meter import FrameMeter, meter_line
 
 MASK = "░"
@@ -120,26 +120,6 @@ def status(frame: Frame, *, num_forwards: int, total_steps: int | None, seconds:
     if seconds is not None:
         parts.append(f"{seconds:.1f} s")
     return ", ".join(parts)
-
-
-def plain_frames(
-    trajectory: Trajectory, *, steps: Sequence[int] | None = None, width: int = 80, context: int | None = 1
-) -> str:
-    """A recording as plain text: the canvas after each of `steps`, masks as `░`; by default five steps, evenly spread.
-
-    Raises TrajectoryError for a step that the run does not have.
-    """
-    last = len(trajectory.steps)
-    chosen = sorted({round(last * quarter / 4) for quarter in range(5)}) if steps is None else list(steps)
-    for step in chosen:
-        trajectory.ids_at(step)
-    frames = {frame.step: frame for frame in trajectory.frames() if frame.step in chosen}
-    drawn = []
-    for step in chosen:
-        canvas = render(frames[step], trajectory.pieces, width=width, context=context, end_ids=trajectory.end_ids)
-        lines = [line.rstrip() for line in canvas.plain.split("\n")]
-        drawn.append("\n".join([f"step {step} of {last}", *lines]).rstrip())
-    return "\n\n".join(drawn) + "\n"
 
 
 def printable(text: str) -> str:
