@@ -16,13 +16,13 @@ and a step's `"seen": [[position, confidence, entropy], …]`. A `"label"` names
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from unmask.atomic import beside
 from unmask.errors import TrajectoryError
 
 FORMAT = "unmask.trajectory"
@@ -136,16 +136,14 @@ class Trajectory:
         yield Frame(0, tuple(ids), frozenset(given), frozenset(), {})
         for number, step in enumerate(self.steps, start=1):
             for position, delta in step.resized:
-                ids[position : position + max(-delta, 0)] = [None] * max(delta, 0)
                 moves = {i: _moved(i, position, delta) for i in given | confidence.keys()}
                 given = {to for i in given if (to := moves[i]) is not None}
                 confidence = {to: c for i, c in confidence.items() if (to := moves[i]) is not None}
+            _apply(step, ids)
             for position in step.remasked:
-                ids[position] = None
                 given.discard(position)
                 confidence.pop(position, None)
             for commit in step.commits:
-                ids[commit.position] = commit.token_id
                 given.discard(commit.position)
                 confidence[commit.position] = commit.confidence
             new = frozenset(commit.position for commit in step.commits)
@@ -161,10 +159,10 @@ class Trajectory:
                 f"step {step} was asked for, but this trajectory has {len(self.steps)} steps; "
                 f"give a step between 0 and {len(self.steps)}"
             )
-        for frame in self.frames():
-            if frame.step == step:
-                return list(frame.ids)
-        raise AssertionError("frames() yields every step")
+        ids = list(self.initial_ids)
+        for done in self.steps[:step]:
+            _apply(done, ids)
+        return ids
 
     def order(self) -> list[int]:
         """Positions in the order in which they were committed, within a step by position."""
@@ -174,6 +172,16 @@ class Trajectory:
         """The text of `ids`, each masked position drawn as `mask`."""
         joined = "".join(mask if token is None else self.pieces.get(token, f"<{token}>") for token in ids)
         return joined.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _apply(step: Step, ids: list[int | None]) -> None:
+    """What a step does to the row's ids, in place."""
+    for position, delta in step.resized:
+        ids[position : position + max(-delta, 0)] = [None] * max(delta, 0)
+    for position in step.remasked:
+        ids[position] = None
+    for commit in step.commits:
+        ids[commit.position] = commit.token_id
 
 
 def _moved(index: int, position: int, delta: int) -> int | None:
@@ -214,33 +222,14 @@ def save(path: Path | str, trajectories: Sequence[Trajectory]) -> None:
     A device or a pipe is written straight. Raises TrajectoryError when the disk is full or the folder is missing.
     """
     lines = (json.dumps(_to_json(trajectory), separators=(",", ":")) + "\n" for trajectory in trajectories)
-    target = Path(os.path.realpath(path))
     try:
-        if target.exists() and not target.is_file():
-            _write(target, lines, mode="w")
-        else:
-            _write_beside(target, lines)
+        with beside(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
     except OSError as error:
         raise TrajectoryError(
             f"could not write {path} ({_reason(error)}); what was there before is untouched: "
             "make room or give another file"
         ) from error
-
-
-def _write_beside(target: Path, lines: Iterable[str]) -> None:
-    # A short name, as the target's may be the longest allowed
-    temporary = target.with_name(f".unmask-{os.urandom(8).hex()}")
-    try:
-        _write(temporary, lines, mode="x")
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _write(path: Path, lines: Iterable[str], *, mode: str) -> None:
-    with path.open(mode, encoding="utf-8", newline="\n") as file:
-        file.writelines(lines)
 
 
 def load(path: Path | str) -> list[Trajectory]:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from unmask import trajectory as trajectories
 from unmask.analyze.ar_ness import global_ar_ness, local_ar_ness
+from unmask.atomic import beside
 from unmask.decode import session
 from unmask.decode.run import Run
 from unmask.decode.session import Model, load
@@ -387,11 +389,14 @@ def test_a_full_disk_loses_neither_the_answer_nor_the_older_record(
     if before is not None:
         Path("run.jsonl").write_bytes(before)
 
-    def writelines(path: Path, lines: Iterator[str], *, mode: str) -> None:
-        path.write_text(next(iter(lines))[:10])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    @contextmanager
+    def full_disk(path: Path) -> Iterator[Path]:
+        with beside(path) as part:
+            yield part
+            part.write_bytes(part.read_bytes()[:10])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(trajectories, "_write", writelines)
+    monkeypatch.setattr(trajectories, "beside", full_disk)
     outcome = unmask("generate", PROMPT, "-m", full, *SHORT, "--trajectory", "run.jsonl")
     assert outcome == Outcome(
         2,

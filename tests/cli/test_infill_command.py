@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from unmask import trajectory as trajectories
+from unmask.atomic import beside
 from unmask.decode import session
 from unmask.decode.run import Run
 from unmask.decode.session import Model
@@ -269,10 +271,13 @@ def test_a_full_disk_leaves_the_file_and_prints_the_text_instead(file: Path, mon
 
 @pytest.mark.usefixtures("one")
 def test_a_disk_too_full_for_the_record_does_not_cost_the_text(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def writing(path: Path, lines: Iterator[str], *, mode: str) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    @contextmanager
+    def full_disk(path: Path) -> Iterator[Path]:
+        with beside(path) as part:
+            yield part
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(trajectories, "_write", writing)
+    monkeypatch.setattr(trajectories, "beside", full_disk)
     outcome = unmask("infill", file, "--lines", "2", "--trajectory", "run.jsonl")
     assert (outcome.code, outcome.out) == (2, b"def f(x):\r\n1\r\n    return y\r\n")
     assert outcome.err.startswith("error: could not write run.jsonl (No space left on device)")

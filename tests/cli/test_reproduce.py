@@ -216,11 +216,11 @@ def test_a_plan_measures_the_rate_where_none_is_given(folders: dict[str, Path]) 
         (("-n", 0), "-n 0 is not a count"),
         (("--limit", 0), "--limit 0 is not a count"),
         (("--max-new-tokens", 0), "--max-new-tokens 0 is not a count"),
-        (("--document", "."), "--document . is a folder; give the name of a file in it"),
+        (("--document", "."), "--document . is a folder; give a file in a folder that exists"),
         (("--figures", "toy.jsonl"), "--figures toy.jsonl is a file; give a folder"),
         (("--seconds-per-answer", 1), "--seconds-per-answer is for --plan"),
         (("--plan", "--seconds-per-answer", 0), "--seconds-per-answer 0 is no time"),
-        (("--model", "some-folder"), "some-folder does not say how long its answers may be"),
+        (("--model", "some/model"), "some/model does not say how long its answers may be"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(options: tuple[object, ...], said: str) -> None:
@@ -232,3 +232,19 @@ def test_other_weights_in_the_same_folder_are_refused(folders: dict[str, Path]) 
     run(folders, *only, whole=False)
     outcome = run({**folders, "model": folders["after"]}, *only, whole=False, code=2)
     assert "out/temperature holds a run of another kind" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--tasks", "synthetic-tset"), "synthetic-test"),
+        (("--model", "tony"), "not a model of the table"),
+        (("--temperatures", "warm,1"), "--temperatures: 'warm' is not a number"),
+        (("--document", "file/page.md"), "--document file/page.md cannot be written"),
+        (("--figures", "file/figures"), "--figures file/figures cannot be made"),
+    ],
+)
+def test_what_would_fail_in_the_end_is_refused_in_the_beginning(options: tuple[str, ...], words: str) -> None:
+    Path("file").write_text("")
+    assert words in refusal("reproduce", *options)
+    assert not Path("evaluations").exists()

@@ -22,7 +22,16 @@ from unmask.errors import TrajectoryError
 from unmask.trajectory import Trajectory, load
 
 TRAJECTORIES = "trajectories"
-"""Where an evaluation keeps them, in a folder for each cell."""
+"""Where an evaluation keeps them, in a folder for each cell (`path_name` of it)."""
+
+
+def path_name(name: str) -> str:
+    """A name of anything as a part of a path.
+
+    >>> path_name("temperature=0.2,steps=48")
+    'temperature-0.2-steps-48'
+    """
+    return re.sub(r"[^A-Za-z0-9+._]+", "-", name).strip("-.") or "run"
 
 
 class NothingMeasured(TrajectoryError):
@@ -195,7 +204,7 @@ def _cell_names(evaluation: Path) -> Mapping[str, str]:
         names = list(json.loads((evaluation / "run.json").read_text(encoding="utf-8"))["cells"])
     except (OSError, ValueError, LookupError, TypeError):
         return {}
-    return {re.sub(r"[^A-Za-z0-9+._]+", "-", str(name)).strip("-."): str(name) for name in names}
+    return {path_name(str(name)): str(name) for name in names}
 
 
 @contextmanager

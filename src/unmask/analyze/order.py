@@ -92,13 +92,7 @@ def still_open(found: Settled, t: Trajectory, *, part: Part) -> list[int]:
     """The places of a part that are masked in the end: of the answer, those left of the end token (if there is one)."""
     require_known("part of a run", part, PARTS)
     end = end_position(found, t)
-    ids = list(t.initial_ids)  # without commits: what was committed and is not settled is masked
-    for step in t.steps:
-        for position, delta in step.resized:
-            ids[position : position + max(-delta, 0)] = [None] * max(delta, 0)
-        for position in step.remasked:
-            ids[position] = None
-    masked = [position for position, token_id in enumerate(ids) if token_id is None and position not in found]
+    masked = [position for position, token_id in enumerate(t.ids_at(len(t.steps))) if token_id is None]
     if part == "all":
         return masked
     return [position for position in masked if (end is None or position < end) == (part == "answer")]

@@ -180,8 +180,12 @@ class _Row:
 
     def class_of(self, position: int) -> SyntaxClass:
         characters = self._characters[self._first(position) : self._ends[position]]
-        votes = Counter(mark for at in characters if (mark := self._marks[at]) is not None)
-        return votes.most_common(1)[0][0] if votes else "other"  # among equals, the one that comes first
+        votes = [mark for at in characters if (mark := self._marks[at]) is not None]
+        if not votes:
+            return "other"
+        if votes.count(votes[0]) == len(votes):  # as nearly always
+            return votes[0]
+        return Counter(votes).most_common(1)[0][0]  # among equals, the one that comes first
 
     def read(self, blocks: Sequence[tuple[int, int]], *, may_cut: bool) -> str:
         """Mark what parses of `blocks`. Returns why it was none of them, or nothing."""

@@ -138,18 +138,9 @@ def _check_figures(folder: Path | None, *, png: bool) -> None:
         if png:
             raise SettingsError("--png says how figures are written, and none were asked for; give --figures DIR")
         return
-    from unmask.view.figures import styled
+    from unmask.view.figures import make_folder
 
-    if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"--figures {folder} is a file; give a folder, which is made where there is none")
-    with styled():  # matplotlib is there
-        pass
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(
-            f"--figures {folder} cannot be made ({error.strerror}); give a folder that exists, or one that can be made"
-        ) from None
+    make_folder(folder)
 
 
 def _refuse_running(given: Mapping[str, object]) -> None:
@@ -240,35 +231,19 @@ def _draw(pairs: "Pairs", folder: Path, results: "Mapping[str, Result]", *, png:
 
 
 def _print(pairs: "Pairs", left_out: Mapping[str, str], results: "Mapping[str, Result]", *, as_json: bool) -> None:
-    from unmask.cli.output import print_line
+    from unmask.cli.output import print_line, print_rich
 
     if as_json:
         print_line(json.dumps(_record(pairs, left_out, results), ensure_ascii=False))
         return
-    from rich.console import Console
+    from rich.text import Text
 
     from unmask.view.analysis import report
     from unmask.view.evaluation import scores
 
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False)
-    with console.capture() as captured:
-        console.print(report([analysis for _, analysis in pairs]))
-        for name, result in results.items():
-            console.print()
-            if len(results) > 1:
-                console.print(name, markup=False)
-            console.print(scores(result))
-    sys.stdout.write(_encodable(captured.get()))
-
-
-def _encodable(text: str) -> str:
-    """The text as it is, or, where standard output has no such letters, with others of the same width."""
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.replace(" ±", "+-").replace("–", "-").encode(encoding, "replace").decode(encoding)
-    return text
+    print_rich(report([analysis for _, analysis in pairs]))
+    for name, result in results.items():
+        print_rich(Text(f"\n{name}" if len(results) > 1 else ""), scores(result))
 
 
 def _record(pairs: "Pairs", left_out: Mapping[str, str], results: "Mapping[str, Result]") -> dict[str, Any]:

@@ -19,8 +19,6 @@ from unmask.cli.options import ModelOptions, with_decoding
 from unmask.errors import SettingsError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from unmask.evaluate.result import Result
 
 _SAMPLING, _JUDGING = "Samples", "Judging"
@@ -223,7 +221,7 @@ def _tell_drawn(drawn: Drawn, *, as_json: bool, quiet: bool) -> None:
 
 
 def _report(result: "Result", drawn: Drawn, *, as_json: bool, quiet: bool) -> None:
-    from unmask.cli.output import print_line
+    from unmask.cli.output import print_line, print_rich
     from unmask.evaluate import folder as folders
     from unmask.view.evaluation import summary
 
@@ -231,13 +229,13 @@ def _report(result: "Result", drawn: Drawn, *, as_json: bool, quiet: bool) -> No
         record = {**result.to_json(tasks=False), "output": str(drawn.folder)}
         print_line(json.dumps(record, ensure_ascii=False))
         return
-    _print_rich(summary(result))
+    print_rich(summary(result))
     if not quiet:
         print(f"result.json and {folders.REPORT} are in {drawn.folder}", file=sys.stderr)
 
 
 def _compare(first: Path, second: Path, *, as_json: bool) -> None:
-    from unmask.cli.output import print_line
+    from unmask.cli.output import print_line, print_rich
     from unmask.evaluate.compare import compare
     from unmask.evaluate.result import load_result
     from unmask.view.evaluation import differences
@@ -246,15 +244,7 @@ def _compare(first: Path, second: Path, *, as_json: bool) -> None:
     if as_json:
         print_line(json.dumps(comparison.to_json(), ensure_ascii=False))
     else:
-        _print_rich(differences(comparison))
-
-
-def _print_rich(shown: "RenderableType") -> None:
-    """On a terminal as wide as it is; elsewhere wide enough that no figure is cut."""
-    from rich.console import Console
-
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=False)
-    console.print(shown)
+        print_rich(differences(comparison))
 
 
 def _refuse(given: Mapping[str, object], *, beside: str) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from unmask.atomic import beside
 from unmask.cli.options import ModelOptions
 from unmask.errors import SandboxError, SettingsError
 from unmask.version import __version__
@@ -338,9 +339,8 @@ class Judging:
             timing=_timing(drawn),
         )
         save_result(result, drawn.folder)
-        part = drawn.folder / f".{folders.REPORT}.part"
-        part.write_text(page(result, drawn.samples), encoding="utf-8")
-        part.replace(drawn.folder / folders.REPORT)
+        with beside(drawn.folder / folders.REPORT) as part:
+            part.write_text(page(result, drawn.samples), encoding="utf-8")
         _export_results(drawn, tasks, outcomes)
         return result
 

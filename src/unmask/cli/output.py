@@ -16,6 +16,8 @@ from unmask.errors import SettingsError, TextError
 from unmask.trajectory import Trajectory, save
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from unmask.decode.run import Generation, Run
     from unmask.decode.settings import DecodeSettings
     from unmask.model.config import ModelConfig
@@ -145,6 +147,23 @@ def print_results(results: Sequence["Generation"], *, as_json: bool) -> None:
 def print_line(text: str) -> None:
     """Text and a newline."""
     print_text(text + "\n")
+
+
+def print_rich(*shown: "RenderableType") -> None:
+    """Tables and the like: on a terminal as wide as it is, elsewhere wide enough that no figure is cut. Where standard
+    output lacks a letter, another of the same width stands for it."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False)
+    with console.capture() as captured:
+        for one in shown:
+            console.print(one)
+    text, encoding = captured.get(), sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.replace(" ±", "+-").replace("–", "-").encode(encoding, "replace").decode(encoding)
+    sys.stdout.write(text)
 
 
 def print_text(text: str) -> None:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from unmask import trajectory as trajectories
+from unmask.atomic import beside
 from unmask.cli.output import check_writable
 from unmask.errors import SettingsError, TrajectoryError
 from unmask.trajectory import Frame, Trajectory
@@ -209,18 +210,8 @@ def _drawn(
 
 
 def _write(path: Path, text: str) -> None:
-    """Beside the file first and then in its place, so that no half file is left; a device or a pipe straight."""
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        target.write_text(text, encoding="utf-8")
-        return
-    partial = target.with_name(f".unmask-{os.urandom(8).hex()}")  # short: the target's name may be the longest allowed
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with beside(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _play(run: Trajectory, *, speed: float, no_color: bool, meter: bool) -> None:

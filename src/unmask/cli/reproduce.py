@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unmask.atomic import beside
 from unmask.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def reproduce(
     """
     from unmask.analyze.findings import find
     from unmask.cli import reproduction
+    from unmask.evaluate.benchmarks import is_file, needed_files
     from unmask.evaluate.grid import parse_axis
     from unmask.model import table
 
@@ -99,7 +101,9 @@ def reproduce(
         after = f"{model}-cpgrpo"
     given = {
         "tasks": tasks,
-        "temperatures": None if temperatures is None else tuple(parse_axis("temperature", temperatures)),
+        "temperatures": None
+        if temperatures is None
+        else tuple(parse_axis("temperature", temperatures, option="--temperatures")),
         "n": n,
         "sandbox": sandbox,
         "output": output,
@@ -117,6 +121,8 @@ def reproduce(
         quiet=quiet,
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
+    if not is_file(asked.tasks):
+        needed_files(asked.tasks)  # which refuses a name that is none
     if plan:
         _plan(asked, findings, seconds_per_answer, as_json=as_json)
         return
@@ -132,13 +138,15 @@ def reproduce(
 
 def _room(model: str, given: int | None) -> int | None:
     """The answer length of a model of the table."""
-    from unmask.model import table
+    from unmask.model import hub, table
 
     if given is not None:
         return given  # a count that is none, to be refused where all counts are
     entry = table.find(model)
     if entry is not None and entry.defaults.max_new_tokens is not None:
         return entry.defaults.max_new_tokens
+    if entry is None and "/" not in model and not Path(model).exists():
+        hub.resolve(model, offline=True)  # which says that there is no such name, and the nearest
     raise SettingsError(
         f"{model} does not say how long its answers may be, and the runs must all have one length; give it, as in "
         "`--max-new-tokens 256`"
@@ -147,20 +155,26 @@ def _room(model: str, given: int | None) -> int | None:
 
 def _check_places(page: Path | None, figures: Path | None) -> None:
     """Refuse what would fail when everything else is done."""
-    if page is not None and page.is_dir():
-        raise SettingsError(f"--document {page} is a folder; give the name of a file in it")
-    if figures is not None:
-        from unmask.view.figures import styled
+    if page is not None:
+        from unmask.cli.output import check_writable
 
-        if figures.exists() and not figures.is_dir():
-            raise SettingsError(f"--figures {figures} is a file; give a folder, which is made where there is none")
-        with styled():  # matplotlib is there
-            pass
+        try:
+            page.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(
+                f"--document {page} cannot be written: its folder cannot be made ({error.strerror}); give a file in a "
+                "folder that exists"
+            ) from None
+        check_writable(page, option="--document")
+    if figures is not None:
+        from unmask.view.figures import make_folder
+
+        make_folder(figures)
 
 
 def _plan(asked: "Asked", findings: "Sequence[Finding]", rate: float | None, *, as_json: bool) -> None:
     from unmask.cli import reproduction
-    from unmask.cli.output import print_line
+    from unmask.cli.output import print_line, print_rich
 
     if rate is not None and rate <= 0:
         raise SettingsError(f"--seconds-per-answer {rate:g} is no time; give what one answer takes, in seconds")
@@ -180,7 +194,7 @@ def _plan(asked: "Asked", findings: "Sequence[Finding]", rate: float | None, *, 
         return
     from unmask.view.reproduction import cost_table
 
-    _show(cost_table(costs))
+    print_rich(cost_table(costs))
     hours = sum(cost.seconds for cost in costs) / 3600
     print_line(f"about {hours:.1f} hours at {rate:.2f} s an answer ({source}); nothing was run")
     for name, why in lacking.items():
@@ -236,14 +250,17 @@ def _models(planned: "Sequence[Experiment]") -> Mapping[str, str]:
 
 def _figures(ran: "Sequence[Ran]", folder: Path, page: Path | None) -> dict[str, str]:
     """Those of every experiment that compares settings; title → path from the page's folder."""
-    from unmask.analyze.groups import analyse, read_groups
+    from unmask.analyze.groups import NothingMeasured, analyse_all, read_groups
     from unmask.view.analysis_figures import draw
 
     links = {}
     for one in ran:
         if one.experiment.num_cells > 1:
-            groups = read_groups([one.drawn.folder])
-            analyses = [analyse(group) for group in groups]
+            try:
+                pairs, _ = analyse_all(read_groups([one.drawn.folder]))
+            except NothingMeasured:  # every answer is empty: there is nothing to draw
+                continue
+            groups, analyses = [group for group, _ in pairs], [analysis for _, analysis in pairs]
             for path in draw(analyses, groups, folder / one.experiment.name, results=[one.result]):
                 title = f"{one.experiment.name}: {path.stem}"
                 links[title] = Path(os.path.relpath(path, page.parent if page is not None else ".")).as_posix()
@@ -254,25 +271,17 @@ def _write(report: "Report", path: Path, *, quiet: bool) -> None:
     """The page, in one step."""
     from unmask.view.reproduction import page
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(page(report), encoding="utf-8")
-    part.replace(path)
+    with beside(path) as part:
+        part.write_text(page(report), encoding="utf-8")
     if not quiet:
         print(f"the page is {path}", file=sys.stderr)
 
 
 def _print(report: "Report", *, as_json: bool) -> None:
-    from unmask.cli.output import print_line
+    from unmask.cli.output import print_line, print_rich
     from unmask.view.reproduction import table
 
     if as_json:
         print_line(json.dumps(report.to_json(), ensure_ascii=False))
     else:
-        _show(table(report))
-
-
-def _show(shown: Any) -> None:
-    from rich.console import Console
-
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False).print(shown)
+        print_rich(table(report))

@@ -20,6 +20,7 @@ import typer
 
 from unmask.analyze.by_task import ByTask, Values, by_task
 from unmask.analyze.findings import FINDINGS, STAGES, Evidence, Finding, ends
+from unmask.atomic import beside
 from unmask.cli.evaluation import Drawing, Drawn, Judging
 from unmask.cli.options import ModelOptions
 from unmask.errors import SettingsError
@@ -321,7 +322,7 @@ def _loading(model: str, asked: Asked) -> ModelOptions:
 
 
 def _trajectories(folder: Path) -> Iterator[Trajectory]:
-    from unmask.evaluate.folder import TRAJECTORIES
+    from unmask.analyze.groups import TRAJECTORIES
 
     for file in sorted((folder / TRAJECTORIES).glob("*/*.jsonl")):
         yield from load(file)
@@ -413,9 +414,8 @@ def _kept_rows(path: Path) -> dict[str, dict[str, float]]:
                 if record is not None:
                     found[record["task_id"]] = record["variance"]
                     whole.append(line)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text("".join(whole), encoding="utf-8")
-        part.replace(path)
+        with beside(path) as part:
+            part.write_text("".join(whole), encoding="utf-8")
     return found
 
 

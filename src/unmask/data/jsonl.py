@@ -35,7 +35,6 @@ passed over. The question stands in the prompt, and no test does.
 import ast
 import builtins
 import json
-import os
 import re
 import sys
 import warnings
@@ -44,6 +43,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unmask.atomic import beside
 from unmask.data.files import numbered_records
 from unmask.data.task import Task
 from unmask.errors import SettingsError, TaskError, did_you_mean
@@ -88,16 +88,11 @@ def read_tasks(path: Path) -> tuple[Task, ...]:
 def write_records(records: Iterable[Mapping[str, Any]], path: Path) -> int:
     """Write one JSON object a line, and return how many. The file appears when it is complete."""
     check_output(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     written = 0
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                written += 1
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with beside(path) as part, part.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            written += 1
     return written
 
 

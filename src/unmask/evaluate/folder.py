@@ -10,16 +10,17 @@ evaluations/humaneval-diffucoder-7b-instruct-1f9ac3d2/
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from unmask.analyze.groups import TRAJECTORIES, path_name
+from unmask.atomic import beside
 from unmask.errors import SettingsError, TaskError, TrajectoryError
 from unmask.evaluate.samples import Sample
 from unmask.trajectory import Trajectory, load, save
 
-RUN, SAMPLES, REPORT, TRAJECTORIES = "run.json", "samples.jsonl", "report.html", "trajectories"
+RUN, SAMPLES, REPORT = "run.json", "samples.jsonl", "report.html"
 NOTED = "noted"
 """The part of a protocol that is written down and not compared: it differs between equal runs."""
 
@@ -30,7 +31,7 @@ def default_folder(protocol: Mapping[str, Any]) -> Path:
     """`evaluations/<benchmark>-<model>-<hash>`, the same for the same protocol."""
     compared = dict(_flat(protocol))
     digest = hashlib.blake2b(json.dumps(compared, sort_keys=True).encode(), digest_size=4).hexdigest()
-    names = [_slug(PurePath(str(protocol[name])).name) for name in ("benchmark", "model")]
+    names = [path_name(PurePath(str(protocol[name])).name) for name in ("benchmark", "model")]
     return Path("evaluations") / "-".join([*names, digest])
 
 
@@ -53,9 +54,8 @@ def enter(folder: Path, protocol: Mapping[str, Any]) -> dict[str, Any]:
             raise SettingsError(
                 f"--output {folder} holds {SAMPLES} but no {RUN} to say what they are; give another folder"
             )
-        part = path.with_name(f".{RUN}.part")
-        part.write_text(json.dumps(protocol, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        with beside(path) as part:
+            part.write_text(json.dumps(protocol, indent=1) + "\n", encoding="utf-8")
         return dict(protocol)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def keep_trajectories(folder: Path, cell: str, first: int, trajectories: Sequenc
     Numbers do not depend on the batch size, so no file of another batch is overwritten. Where the file is there and is
     of other samples (`drop_unfinished` saw to that), they stay in it. Raises TrajectoryError when the disk is full.
     """
-    place = folder / TRAJECTORIES / _slug(cell)
+    place = folder / TRAJECTORIES / path_name(cell)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -110,7 +110,7 @@ def drop_unfinished(folder: Path, samples: Iterable[Sample]) -> None:
     finished: dict[str, set[tuple[str, int]]] = {}
     for sample in samples:
         if sample.seed is not None:  # as every sample that was drawn here has
-            finished.setdefault(_slug(sample.cell), set()).add((sample.task_id, sample.seed))
+            finished.setdefault(path_name(sample.cell), set()).add((sample.task_id, sample.seed))
     for path in sorted((folder / TRAJECTORIES).glob("*/*.jsonl")):
         kept = finished.get(path.parent.name, set())
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -165,7 +165,3 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9+._]+", "-", name).strip("-.") or "run"

@@ -30,16 +30,17 @@ class Cell:
     settings: DecodeSettings
 
 
-def parse_axis(name: str, text: str) -> list[Any]:
-    """The values of one comma list.
+def parse_axis(name: str, text: str, *, option: str | None = None) -> list[Any]:
+    """The values of one comma list; `option` is what the command calls it, where that is not the setting's name.
 
     >>> parse_axis("temperature", "0,0.2")
     [0.0, 0.2]
     """
-    values = [_parse(name, item.strip()) for item in text.split(",")]
+    flag = option or _flag(name)
+    values = [_parse(name, item.strip(), flag) for item in text.split(",")]
     twice = next((value for value in values if values.count(value) > 1), None)
     if twice is not None:
-        raise SettingsError(f"{_flag(name)} {text} has {twice} twice; each cell of a grid is run once: leave one out")
+        raise SettingsError(f"{flag} {text} has {twice} twice; each cell of a grid is run once: leave one out")
     return values
 
 
@@ -76,7 +77,7 @@ def find_cell(cells: Sequence[Cell], text: str) -> Cell:
             raise SettingsError(
                 f"--registered {text}: {item!r} is not NAME=VALUE of a grid; {did_you_mean(name, _TYPES)}"
             )
-        wanted[name] = _parse(name, value.strip())
+        wanted[name] = _parse(name, value.strip(), _flag(name))
     found = [cell for cell in cells if all(getattr(cell.settings, name) == value for name, value in wanted.items())]
     if len(found) != 1:
         listing = "; ".join(cell.name for cell in cells)
@@ -89,7 +90,7 @@ def find_cell(cells: Sequence[Cell], text: str) -> Cell:
     return found[0]
 
 
-def _parse(name: str, text: str) -> Any:
+def _parse(name: str, text: str, flag: str) -> Any:
     try:
         if not text:
             raise ValueError
@@ -98,8 +99,8 @@ def _parse(name: str, text: str) -> Any:
         what = {float: "a number", int: "a whole number", str: "a name"}[_TYPES[name]]
         example = {"temperature": "0,0.2,0.4", "steps": "128,256", "max_new_tokens": "256,512"}
         raise SettingsError(
-            f"{_flag(name)}: {text!r} is not {what}; give one, or several with commas between, as in "
-            f"`{_flag(name)} {example.get(name, 'entropy,maskgit_plus')}`"
+            f"{flag}: {text!r} is not {what}; give one, or several with commas between, as in "
+            f"`{flag} {example.get(name, 'entropy,maskgit_plus')}`"
         ) from None
 
 

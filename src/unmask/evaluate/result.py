@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unmask.atomic import beside
 from unmask.errors import SandboxError, SettingsError, TaskError
 from unmask.evaluate.intervals import bootstrap_interval
 from unmask.evaluate.pass_at_k import task_estimates
@@ -263,9 +264,8 @@ def check_ks(ks: Sequence[int], n: int) -> None:
 def save_result(result: Result, folder: Path) -> Path:
     """Write `result.json` into a folder, in one step, and return its path."""
     path = folder / FILE_NAME
-    part = path.with_name(f".{FILE_NAME}.part")
-    part.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    with beside(path) as part:
+        part.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
     return path
 
 

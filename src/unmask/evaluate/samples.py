@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from unmask.atomic import beside
 from unmask.data.task import Task
 from unmask.errors import TaskError, did_you_mean
 from unmask.evaluate.pass_at_k import pass_at_k
@@ -450,12 +451,9 @@ def _result(row: Any, where: str) -> EvalPlusResult:
 def _write(path: Path, text: str) -> None:
     """Beside the file, then renamed: a reader sees the old file or the new one."""
     data = text.encode("utf-8", "surrogatepass")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-        beside.replace(path)
+        with beside(path) as part:
+            part.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     except OSError as error:
         raise TaskError(f"{path} cannot be written: {error.strerror}; make room or give another path") from error
-    finally:
-        beside.unlink(missing_ok=True)

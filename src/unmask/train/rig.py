@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from unmask.atomic import beside
 from unmask.errors import SettingsError, UnmaskError
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import save_folder
@@ -234,6 +235,5 @@ def terminated() -> Iterator[Callable[[], bool]]:
 
 def write_json(path: Path, record: Any) -> None:
     """Write a small JSON file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with beside(path) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.cells import cell_len
 
+from unmask.atomic import beside
 from unmask.errors import SettingsError, did_you_mean
 from unmask.view.evaluation import clean
 
@@ -106,24 +107,34 @@ def save(figure: "Figure", path: Path | str, *, dpi: float = 200) -> None:
     same bytes.
     """
     path = check_suffix(path)
-    target = Path(os.path.realpath(path))
-    beside = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
     kind = path.suffix.lower().removeprefix(".")
     metadata = {"svg": {"Date": None, "Creator": "unmask"}, "png": {"Software": "unmask"}}[kind]
     try:
-        with styled(), warnings.catch_warnings(), beside.open("xb") as file:
+        with styled(), warnings.catch_warnings(), beside(path) as part, part.open("wb") as file:
             warnings.filterwarnings(
                 "ignore", message="Glyph .* missing"
             )  # a box in PNG; in SVG the viewer's font has it
             figure.savefig(file, format=kind, dpi=dpi, metadata=metadata)
-        beside.replace(target)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise SettingsError(
             f"could not write the figure {path} ({reason}); make room, or give a file in a folder that exists"
         ) from error
-    finally:
-        beside.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """A folder for figures, before the work that they are to show. Raises SettingsError where it cannot be made, or
+    where matplotlib is missing."""
+    with styled():
+        pass
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"--figures {folder} is a file; give a folder, which is made where there is none")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"--figures {folder} cannot be made ({error.strerror}); give a folder that exists, or one that can be made"
+        ) from None
 
 
 def check_suffix(path: Path | str) -> Path:

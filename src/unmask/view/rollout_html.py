@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unmask.atomic import beside
 from unmask.view.evaluation_html import POLICY, STYLE, text
 
 if TYPE_CHECKING:
@@ -27,10 +28,8 @@ _SHOWN = 3
 
 def write_card(path: Path, card: "Card") -> None:
     """Write the page beside `path`, whole or not at all."""
-    target = path.with_name(f"{path.name}.html")
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(page(card), encoding="utf-8")
-    partial.replace(target)
+    with beside(path.with_name(f"{path.name}.html")) as part:
+        part.write_text(page(card), encoding="utf-8")
 
 
 def page(card: "Card") -> str:

@@ -1,11 +1,11 @@
 """Files of the synthetic suite: tasks (as `data/jsonl.py` reads them), messages for SFT, or text for pre-training."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from unmask.atomic import beside
 from unmask.data.synthetic.compositions import Split
 from unmask.data.synthetic.tasks import make_tasks
 from unmask.data.synthetic.texts import as_document, as_messages
@@ -37,18 +37,13 @@ def write(
         raise SettingsError(f"{path} would hold plain JSON lines; give a name without .gz, and pack the file yourself")
     if path.exists() and not path.is_file():  # a device would be renamed over
         raise SettingsError(f"{path} is there already and is no file; give another output file")
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     written = 0
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            for index, task in enumerate(make_tasks(split, count, seed=seed, executor=executor)):
-                file.write(json.dumps(_record(task, index, format), ensure_ascii=False) + "\n")
-                written += 1
-                if report is not None:
-                    report(index + 1, count)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with beside(path) as part, part.open("w", encoding="utf-8") as file:
+        for index, task in enumerate(make_tasks(split, count, seed=seed, executor=executor)):
+            file.write(json.dumps(_record(task, index, format), ensure_ascii=False) + "\n")
+            written += 1
+            if report is not None:
+                report(index + 1, count)
     return written
 
 
