@@ -16,9 +16,9 @@ from unmask.diffusion.rl_settings import Estimator
 from unmask.evaluate.benchmarks import load
 from unmask.evaluate.generate import encode_prompts
 from unmask.evaluate.prompts import find_preset, render
-from unmask.train.estimator_spread import Answer, answer_means, draw_scores, pack_answers, passes
+from unmask.train.estimator_spread import answer_means, draw_scores, passes
 from unmask.train.network import build_network
-from unmask.train.rollout import Packed
+from unmask.train.rollout import Packed, PackedRow, pack_rows
 from unmask.train.settings import ModelSettings
 
 from side_by_side import report
@@ -63,10 +63,10 @@ def _answers(model: Model, options: argparse.Namespace) -> Packed:
     for prompt in encode_prompts(model, benchmark.tasks, forms):
         ids = [*model.tokenizer.encode(f"{prompt.task.reference.rstrip()}\n```"), model.end_ids[-1]]
         if len(ids) <= options.max_new_tokens:
-            answers.append(Answer(prompt_ids=prompt.ids, answer_ids=tuple(ids), room=options.max_new_tokens))
+            answers.append(PackedRow(prompt_ids=prompt.ids, answer_ids=tuple(ids), room=options.max_new_tokens))
     mask_id = model.backbone.config.mask_id
     assert mask_id is not None
-    return pack_answers(answers, mask_id=mask_id)
+    return pack_rows(answers, mask_id=mask_id)
 
 
 def _measure(name: str, estimator: Estimator, model: Model, packed: Packed, draws: int) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import torch
 
 from unmask.diffusion.rl_settings import Estimator
-from unmask.train.estimator_spread import Answer, answer_means, answer_of, draw_scores, pack_answers, passes
+from unmask.train.estimator_spread import answer_means, answer_of, draw_scores, passes
+from unmask.train.rollout import PackedRow, pack_rows
 from unmask.trajectory import Commit, Step, Trajectory
 
 from checkpoints import END_ID, MASK_ID, tiny_model
@@ -16,14 +17,14 @@ def run(tokens: dict[int, int], *, room: int = 4) -> Trajectory:
 
 def test_an_answer_reaches_up_to_its_end_or_its_first_masked_place() -> None:
     ended = answer_of(run({3: END_ID, 2: 5, 5: 9}))
-    assert ended == Answer(prompt_ids=(7, 8), answer_ids=(5, END_ID), room=4)
+    assert ended == PackedRow(prompt_ids=(7, 8), answer_ids=(5, END_ID), room=4)
     assert answer_of(run({2: 5, 3: 6, 5: 9})).answer_ids == (5, 6)
     assert answer_of(run({3: 5})).answer_ids == ()
 
 
 def test_packed_answers_have_masks_behind_them_and_padding_last() -> None:
-    packed = pack_answers(
-        [Answer(prompt_ids=(7, 8), answer_ids=(5, 6), room=4), Answer(prompt_ids=(7,), answer_ids=(9,), room=2)],
+    packed = pack_rows(
+        [PackedRow(prompt_ids=(7, 8), answer_ids=(5, 6), room=4), PackedRow(prompt_ids=(7,), answer_ids=(9,), room=2)],
         mask_id=MASK_ID,
     )
     assert packed.ids_BL.tolist() == [[7, 8, 5, 6, MASK_ID, MASK_ID], [7, 9, MASK_ID, 0, 0, 0]]
@@ -33,7 +34,7 @@ def test_packed_answers_have_masks_behind_them_and_padding_last() -> None:
 
 def test_a_draw_is_named_by_its_number_and_the_full_mask_has_no_spread() -> None:
     model = tiny_model()
-    packed = pack_answers([Answer(prompt_ids=(7, 8), answer_ids=(5, 6, 9, END_ID), room=6)], mask_id=MASK_ID)
+    packed = pack_rows([PackedRow(prompt_ids=(7, 8), answer_ids=(5, 6, 9, END_ID), room=6)], mask_id=MASK_ID)
     coupled = Estimator(name="coupled")
     scores = draw_scores(model, packed, coupled, draws=range(4))
     assert torch.equal(scores[2:3], draw_scores(model, packed, coupled, draws=[2]))

@@ -28,7 +28,7 @@ from unmask.trajectory import Trajectory, load
 
 if TYPE_CHECKING:
     from unmask.evaluate.result import CellResult, Result
-    from unmask.train.estimator_spread import Answer
+    from unmask.train.rollout import PackedRow
     from unmask.view.reproduction import ModelFacts
 
 TEMPERATURES = (0.2, 0.6, 1.0, 1.4)
@@ -386,7 +386,7 @@ def run_spread(temperature: Ran, asked: Asked) -> dict[str, dict[str, float]]:
     return {name: {task: found[task][name] for task in answers} for name in names}
 
 
-def _answers(temperature: Ran, asked: Asked) -> "dict[str, Answer]":
+def _answers(temperature: Ran, asked: Asked) -> "dict[str, PackedRow]":
     """The first answer to each of the first tasks at the high temperature, as a rollout is drawn."""
     from unmask.train.estimator_spread import answer_of
 
@@ -419,14 +419,15 @@ def _kept_rows(path: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def _scattered(answers: "Mapping[str, Answer]", asked: Asked) -> Iterator[tuple[str, dict[str, float]]]:
+def _scattered(answers: "Mapping[str, PackedRow]", asked: Asked) -> Iterator[tuple[str, dict[str, float]]]:
     import torch
 
     from unmask.decode.session import Model
     from unmask.diffusion.rl_settings import Estimator
     from unmask.seeds import derive_seed
-    from unmask.train.estimator_spread import answer_means, draw_scores, pack_answers
+    from unmask.train.estimator_spread import answer_means, draw_scores
     from unmask.train.network import build_network
+    from unmask.train.rollout import pack_rows
     from unmask.train.settings import ModelSettings
 
     network = build_network(ModelSettings(source=asked.model), kind="diffusion", lora=None, seed=0)
@@ -435,7 +436,7 @@ def _scattered(answers: "Mapping[str, Answer]", asked: Asked) -> Iterator[tuple[
     mask_id = backbone.config.mask_id
     assert mask_id is not None, "a diffusion model has one"
     for task, answer in answers.items():
-        packed = pack_answers([answer], mask_id=mask_id)
+        packed = pack_rows([answer], mask_id=mask_id)
         row: dict[str, float] = {}
         for estimator in (Estimator(name="coupled"), Estimator(name="decoupled")):
             seed = derive_seed(0, f"spread of {task}")

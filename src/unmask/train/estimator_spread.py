@@ -7,8 +7,8 @@ between their variances is what the complement is worth (DiffuCoder, arXiv 2506.
 Letters: R draws, B answers, L columns.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import fields
 
 import torch
 from jaxtyping import Float
@@ -18,22 +18,13 @@ from unmask.decode.session import Model
 from unmask.diffusion.likelihood import draw_views, num_views, token_scores
 from unmask.diffusion.rl_settings import Estimator
 from unmask.model.packed import multiplies_bfloat16
-from unmask.train.rollout import Packed
+from unmask.train.rollout import Packed, PackedRow
 from unmask.train.scoring import log_probs
 from unmask.train.step import Trainee
 from unmask.trajectory import Trajectory
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A prompt, what was written behind it, and how many columns the canvas had behind the prompt."""
-
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
-    room: int
-
-
-def answer_of(t: Trajectory) -> Answer:
+def answer_of(t: Trajectory) -> PackedRow:
     """The answer of a run: all that is settled behind the prompt, up to its end token or its first masked place."""
     ids = t.ids_at(len(t.steps))
     first = next((at for at, token in enumerate(t.initial_ids) if token is None), len(ids))
@@ -45,28 +36,7 @@ def answer_of(t: Trajectory) -> Answer:
         if token in t.end_ids:
             break
     prompt = tuple(token for token in t.initial_ids[:first] if token is not None)
-    return Answer(prompt_ids=prompt, answer_ids=tuple(answer), room=len(ids) - first)
-
-
-def pack_answers(answers: Sequence[Answer], *, mask_id: int) -> Packed:
-    """Answers as scoring reads them: prompt, answer, the rest of the canvas masked; padding last."""
-    shape = (len(answers), max(len(one.prompt_ids) + one.room for one in answers))
-    packed = Packed(
-        ids_BL=torch.zeros(shape, dtype=torch.long),
-        is_prompt_BL=torch.zeros(shape, dtype=torch.bool),
-        is_answer_BL=torch.zeros(shape, dtype=torch.bool),
-        document_BL=torch.full(shape, -1),
-        committed_at_BL=torch.full(shape, -1),
-    )
-    for row, one in enumerate(answers):
-        first = len(one.prompt_ids)
-        stop, end = first + len(one.answer_ids), first + one.room
-        packed.ids_BL[row, :stop] = torch.tensor([*one.prompt_ids, *one.answer_ids])
-        packed.ids_BL[row, stop:end] = mask_id
-        packed.is_prompt_BL[row, :first] = True
-        packed.is_answer_BL[row, first:stop] = True
-        packed.document_BL[row, :end] = 0
-    return packed
+    return PackedRow(prompt_ids=prompt, answer_ids=tuple(answer), room=len(ids) - first)
 
 
 def row_of(packed: Packed, row: int) -> Packed:

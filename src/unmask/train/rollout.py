@@ -280,11 +280,34 @@ class Packed:
 
 def pack(rollouts: Sequence[Rollout], *, mask_id: int | None, tail: Tail = "masked") -> Packed:
     """Rollouts as tensors. `mask_id` is what a masked position holds; None is for a causal model, which reads none."""
-    lengths = [
-        len(rollout.item.ids) + (rollout.max_new_tokens if tail == "masked" else len(rollout.answer_ids))
-        for rollout in rollouts
-    ]
-    shape = (len(rollouts), max(lengths))
+    return pack_rows(
+        [
+            PackedRow(
+                prompt_ids=rollout.item.ids,
+                answer_ids=rollout.answer_ids,
+                room=rollout.max_new_tokens if tail == "masked" else len(rollout.answer_ids),
+                committed_at=rollout.committed_at,
+            )
+            for rollout in rollouts
+        ],
+        mask_id=mask_id,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedRow:
+    """A prompt, what was written behind it, and how many columns there are behind the prompt."""
+
+    prompt_ids: Sequence[int]
+    answer_ids: Sequence[int]
+    room: int
+    committed_at: Sequence[int] | None = None
+    """The step that committed each token of the answer; None where nobody knows."""
+
+
+def pack_rows(rows: Sequence[PackedRow], *, mask_id: int | None) -> Packed:
+    """Answers, wherever they come from, as `pack` lays out those of rollouts."""
+    shape = (len(rows), max(len(row.prompt_ids) + row.room for row in rows))
     packed = Packed(
         ids_BL=torch.zeros(shape, dtype=torch.long),
         is_prompt_BL=torch.zeros(shape, dtype=torch.bool),
@@ -292,15 +315,16 @@ def pack(rollouts: Sequence[Rollout], *, mask_id: int | None, tail: Tail = "mask
         document_BL=torch.full(shape, -1),
         committed_at_BL=torch.full(shape, -1),
     )
-    for row, (rollout, length) in enumerate(zip(rollouts, lengths, strict=True)):
-        ids = [*rollout.item.ids, *rollout.answer_ids]
-        first, stop = len(rollout.item.ids), len(ids)
-        packed.ids_BL[row, :stop] = torch.tensor(ids)
-        packed.ids_BL[row, stop:length] = mask_id or 0
-        packed.is_prompt_BL[row, :first] = True
-        packed.is_answer_BL[row, first:stop] = True
-        packed.document_BL[row, :length] = 0
-        packed.committed_at_BL[row, first:stop] = torch.tensor(rollout.committed_at)
+    for at, row in enumerate(rows):
+        ids = [*row.prompt_ids, *row.answer_ids]
+        first, stop, end = len(row.prompt_ids), len(ids), len(row.prompt_ids) + row.room
+        packed.ids_BL[at, :stop] = torch.tensor(ids)
+        packed.ids_BL[at, stop:end] = mask_id or 0
+        packed.is_prompt_BL[at, :first] = True
+        packed.is_answer_BL[at, first:stop] = True
+        packed.document_BL[at, :end] = 0
+        if row.committed_at is not None:
+            packed.committed_at_BL[at, first:stop] = torch.tensor(row.committed_at)
     return packed
 
 
