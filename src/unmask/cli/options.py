@@ -67,6 +67,13 @@ _SETTINGS: dict[str, Any] = {
     ],
     "top_p": Annotated[float | None, _decoding("--top-p", help="Nucleus, in (0, 1]. [off]", metavar="P")],
     "top_k": Annotated[int | None, _decoding("--top-k", help="Best tokens kept. [off]", metavar="K")],
+    "cache": Annotated[
+        str | None,
+        _decoding("--cache", help="prefix: keep the prompt's keys for some steps. [what is exact]", metavar="NAME"),
+    ],
+    "cache_refresh": Annotated[
+        int | None, _decoding("--cache-refresh", help="Steps until the cache is made anew. [16]", metavar="N")
+    ],
     "mode": Annotated[
         str | None,
         _decoding("--mode", help="exact, or reference: Dream's sampler, quirks included. [exact]", metavar="MODE"),

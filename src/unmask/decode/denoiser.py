@@ -6,12 +6,14 @@ state at i predicts token i + 1), padding and rotary positions, who sees whom, a
     FullDenoiser    no cache: the whole canvas goes through the network. Any attention kind; the oracle of the other.
     CachedDenoiser  causal and block attention: keys and values of finished blocks are kept, and they are exact, since
                     nothing that comes later can change them. Only the block being filled is computed.
+    PrefixDenoiser  full attention, not exact: keys and values of a row's beginning are kept for some calls although
+                    commits behind it would change them (`prefix`).
 
 Letters: B rows, L columns, A rows asked for, T columns computed, S key columns, M places, C places in one chunk,
 V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -69,7 +71,7 @@ class FullDenoiser:
         self.positions_computed = 0
 
     def logits(self, canvas: Canvas, places: Positions) -> Iterator[Float[Tensor, "C V"]]:
-        _check_fit(self.config, canvas)
+        check_fit(self.config, canvas)
         rows, row_of_place_M = places.rows_M.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         positions_AL = canvas.positions_BL()[rows].to(self.backbone.device)
         is_padded = bool((positions_AL < 0).any())
@@ -84,8 +86,8 @@ class FullDenoiser:
             )
         self.num_forwards += 1
         self.positions_computed += int((canvas.end_B - canvas.start_B)[rows].sum())
-        sources_M = _sources(self.config, canvas, places)
-        yield from _project(self.backbone, hidden_ALD, row_of_place_M, sources_M)
+        sources_M = source_columns(self.config, canvas, places)
+        yield from project(self.backbone, hidden_ALD, row_of_place_M, sources_M)
 
 
 class CachedDenoiser:
@@ -116,20 +118,20 @@ class CachedDenoiser:
         self._clean: dict[int, int] = {}  # row -> first column without final keys and values
 
     def logits(self, canvas: Canvas, places: Positions) -> Iterator[Float[Tensor, "C V"]]:
-        _check_fit(self.config, canvas)
+        check_fit(self.config, canvas)
         rows, row_of_place_M = places.rows_M.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         cache = self._cache_for(canvas, rows.tolist())
-        sources_M = _sources(self.config, canvas, places)
+        sources_M = source_columns(self.config, canvas, places)
         self._prefill(canvas, rows, cache, sources_M, row_of_place_M)
         first_A, stop_A, block_A = self._bounds(canvas, places, sources_M, rows, row_of_place_M)
-        window, columns_AT = _window(first_A, stop_A, cache.scratch_column)
+        window, columns_AT = window_of(first_A, stop_A, cache.scratch_column)
         with torch.inference_mode():
             hidden_ATD = self._forward(canvas, rows, cache, window, columns_AT)
         for row, block in zip(rows.tolist(), block_A.tolist(), strict=True):
             self._clean[row] = block
         self.num_forwards += 1
         self.positions_computed += int((stop_A - first_A).sum())
-        yield from _project(self.backbone, hidden_ATD, row_of_place_M, sources_M - first_A[row_of_place_M])
+        yield from project(self.backbone, hidden_ATD, row_of_place_M, sources_M - first_A[row_of_place_M])
 
     def _prefill(
         self,
@@ -152,7 +154,7 @@ class CachedDenoiser:
             if int((limit_A - first_A).max()) <= piece:
                 return
             stop_A = (first_A + piece).minimum(limit_A).maximum(first_A)
-            window, columns_AT = _window(first_A, stop_A, cache.scratch_column)
+            window, columns_AT = window_of(first_A, stop_A, cache.scratch_column)
             with torch.inference_mode():
                 self._forward(canvas, rows, cache, window, columns_AT)
             self._clean |= dict(zip(rows.tolist(), stop_A.tolist(), strict=True))
@@ -196,19 +198,7 @@ class CachedDenoiser:
     def _forward(
         self, canvas: Canvas, rows: Tensor, cache: KVCache, window: Window, columns_AT: Int[Tensor, "A T"]
     ) -> Float[Tensor, "A T D"]:
-        device = self.backbone.device
-        # The scratch column is read as padding: position -1, id 0.
-        positions_AL = torch.nn.functional.pad(canvas.positions_BL()[rows], (0, 1), value=-1)
-        ids_AL = torch.nn.functional.pad(canvas.ids_BL[rows], (0, 1))
-        query_AT = positions_AL.gather(1, columns_AT)
-        attn_mask = self._visible(query_AT, positions_AL[:, : window.stop])
-        return self.backbone(  # type: ignore[no-any-return]
-            ids_AL.gather(1, columns_AT).to(device),
-            query_AT.clamp(min=0).to(device),
-            attn_mask=None if attn_mask is None else attn_mask.to(device),
-            cache=cache,
-            window=window if isinstance(window, Span) else Ragged(window.columns_BT.to(device), window.stop),
-        )
+        return forward_window(self.backbone, canvas, rows, cache, window, columns_AT, self._visible)
 
     def _visible(self, query_AT: Tensor, key_AS: Tensor) -> Bool[Tensor, "A 1 T S"] | None:
         if self._block == 1 and bool((key_AS >= 0).all()) and torch.equal(query_AT, key_AS[:, -1:]):
@@ -216,7 +206,7 @@ class CachedDenoiser:
         return attention_mask(self.config.attention, query_AT, key_AS, block_length=self.config.block_length)
 
 
-def _check_fit(config: ModelConfig, canvas: Canvas) -> None:
+def check_fit(config: ModelConfig, canvas: Canvas) -> None:
     if config.is_diffusion and config.mask_id is None:
         raise CheckpointError("the model has no mask id, so masked positions cannot be fed to it; give `--mask-id ID`")
     longest = int((canvas.end_B - canvas.start_B).max())
@@ -227,13 +217,13 @@ def _check_fit(config: ModelConfig, canvas: Canvas) -> None:
         )
 
 
-def _sources(config: ModelConfig, canvas: Canvas, places: Positions) -> Int[Tensor, " M"]:
+def source_columns(config: ModelConfig, canvas: Canvas, places: Positions) -> Int[Tensor, " M"]:
     """The columns whose hidden states predict the places; a row's first position predicts itself, as in Dream."""
     shift = 1 if config.shift_logits else 0
     return (places.columns_M - shift).maximum(canvas.start_B[places.rows_M])
 
 
-def _window(first_A: Tensor, stop_A: Tensor, scratch_column: int) -> tuple[Window, Int[Tensor, "A T"]]:
+def window_of(first_A: Tensor, stop_A: Tensor, scratch_column: int) -> tuple[Window, Int[Tensor, "A T"]]:
     """The columns to compute: one span where all rows agree, else each row's own, padded with the scratch column."""
     first, stop = int(first_A.min()), int(stop_A.max())
     T = int((stop_A - first_A).max())
@@ -244,7 +234,35 @@ def _window(first_A: Tensor, stop_A: Tensor, scratch_column: int) -> tuple[Windo
     return Ragged(columns_AT, stop), columns_AT
 
 
-def _project(
+def forward_window(
+    backbone: Backbone,
+    canvas: Canvas,
+    rows: Int[Tensor, " A"],
+    cache: KVCache,
+    window: Window,
+    columns_AT: Int[Tensor, "A T"],
+    visible: Callable[[Tensor, Tensor], Tensor | None],
+) -> Float[Tensor, "A T D"]:
+    """Hidden states of a window of some rows, which goes into the cache.
+
+    `visible` makes the mask of the positions of queries [A, T] and keys [A, S], on the CPU; None: all are visible.
+    """
+    device = backbone.device
+    # The scratch column is read as padding: position -1, id 0.
+    positions_AL = torch.nn.functional.pad(canvas.positions_BL()[rows], (0, 1), value=-1)
+    ids_AL = torch.nn.functional.pad(canvas.ids_BL[rows], (0, 1))
+    query_AT = positions_AL.gather(1, columns_AT)
+    attn_mask = visible(query_AT, positions_AL[:, : window.stop])
+    return backbone(  # type: ignore[no-any-return]
+        ids_AL.gather(1, columns_AT).to(device),
+        query_AT.clamp(min=0).to(device),
+        attn_mask=None if attn_mask is None else attn_mask.to(device),
+        cache=cache,
+        window=window if isinstance(window, Span) else Ragged(window.columns_BT.to(device), window.stop),
+    )
+
+
+def project(
     backbone: Backbone, hidden_ATD: Tensor, row_M: Int[Tensor, " M"], column_M: Int[Tensor, " M"]
 ) -> Iterator[Float[Tensor, "C V"]]:
     """Logits of the chosen hidden states, a chunk at a time."""

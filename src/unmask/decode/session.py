@@ -14,6 +14,7 @@ import torch
 from unmask.decode.canvas import Canvas
 from unmask.decode.denoiser import CachedDenoiser, Denoiser, FullDenoiser
 from unmask.decode.observe import Observe
+from unmask.decode.prefix import DEFAULT_REFRESH, PrefixDenoiser
 from unmask.decode.run import Generation, Run
 from unmask.decode.settings import DecodeSettings
 from unmask.errors import CanvasError, CheckpointError, SettingsError, TextError, TrajectoryError, did_you_mean
@@ -181,7 +182,7 @@ class Model:
         `runners_up` is how many of the next best tokens the record keeps for each commit.
         """
         return Run(
-            self.denoiser(),
+            self.denoiser(settings),
             self.canvas(rows),
             settings,
             tokenizer=self.tokenizer,
@@ -210,7 +211,8 @@ class Model:
     def resume(self, trajectory: Trajectory, *, at: int, runners_up: int = 0, **changes: Any) -> Run:
         """Take a recorded run up again after step `at`, with other settings if wanted.
 
-        With the same settings the run ends as it did before. The canvas stays as it was laid out. Raises
+        With the same settings the run ends as it did before, unless they name a cache that is not exact: it begins
+        anew. The canvas stays as it was laid out. Raises
         TrajectoryError for a step that the run does not have, or a trajectory of another vocabulary.
         """
         ids = trajectory.ids_at(at)
@@ -235,7 +237,7 @@ class Model:
             finish_reason=None,
         )
         return Run(
-            self.denoiser(),
+            self.denoiser(settings),
             self.canvas([ids], committed_at=[committed_at]),
             settings,
             tokenizer=self.tokenizer,
@@ -248,8 +250,10 @@ class Model:
             observe=Observe(runners_up=runners_up),
         )
 
-    def denoiser(self) -> Denoiser:
-        """A fresh denoiser: cached where that is exact."""
+    def denoiser(self, settings: DecodeSettings | None = None) -> Denoiser:
+        """A fresh denoiser: cached where that is exact, or as the settings ask."""
+        if settings is not None and settings.cache == "prefix":
+            return PrefixDenoiser(self.backbone, refresh=settings.cache_refresh or DEFAULT_REFRESH)
         return (
             FullDenoiser(self.backbone) if self.backbone.config.attention == "full" else CachedDenoiser(self.backbone)
         )

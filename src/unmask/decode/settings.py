@@ -10,6 +10,7 @@ PolicyName = Literal[
 ]
 Mode = Literal["exact", "reference"]
 TemperatureRole = Literal["both", "content", "order"]
+CacheName = Literal["prefix"]
 
 POLICIES: tuple[str, ...] = get_args(PolicyName)
 REFERENCE_POLICIES = ("origin", "maskgit_plus", "topk_margin", "entropy")
@@ -59,6 +60,13 @@ class DecodeSettings:
     top_k: int | None = None
     """Best tokens kept, at least 1; None is off."""
 
+    cache: CacheName | None = None
+    """None: what is exact (nothing under full attention). `prefix` keeps keys and values of a row's beginning for some
+    steps under full attention, which is faster and changes the output (`decode/prefix.py`)."""
+
+    cache_refresh: int | None = None
+    """Steps after which `prefix` computes a row whole again; 16 when None. 1 does so at every step, as without it."""
+
     mode: Mode = "exact"
     """`reference` does what Dream's `diffusion_generate` does, token for token and quirk for quirk."""
 
@@ -73,11 +81,14 @@ class DecodeSettings:
             ("policy", POLICIES),
             ("mode", get_args(Mode)),
             ("temperature_role", get_args(TemperatureRole)),
+            ("cache", (None, *get_args(CacheName))),
         ):
             given = getattr(self, name)
             if given not in known:
-                raise SettingsError(f"{_flag(name)} {given!r} is not known; {did_you_mean(str(given), known)}")
-        for name in ("max_new_tokens", "steps", "block_length", "top_k"):
+                raise SettingsError(
+                    f"{_flag(name)} {given!r} is not known; {did_you_mean(str(given), [n for n in known if n])}"
+                )
+        for name in ("max_new_tokens", "steps", "block_length", "top_k", "cache_refresh"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{_flag(name)} {value} is not a count; it must be at least 1")
@@ -110,6 +121,15 @@ class DecodeSettings:
                 f"--temperature-role {self.temperature_role} has no effect at temperature 0; give a --temperature "
                 "above 0"
             )
+        if self.cache_refresh is not None and self.cache is None:
+            raise SettingsError(
+                f"--cache-refresh {self.cache_refresh} has no effect without a cache; give `--cache prefix` with it"
+            )
+        if self.cache is not None and self.policy == "origin":
+            raise SettingsError(
+                f"--cache {self.cache} counts the steps of a row, and the policy origin passes over rows in some; "
+                "leave --cache out, or take another policy"
+            )
         if self.mode == "reference":
             self._check_reference()
         elif self.eps != 1e-3:
@@ -124,6 +144,11 @@ class DecodeSettings:
         if self.block_length is not None:
             raise SettingsError(
                 f"the reference mode has no blocks, and --block-length {self.block_length} was given; leave one out"
+            )
+        if self.cache is not None:
+            raise SettingsError(
+                f"--cache {self.cache} changes the output, and the reference mode is there to be compared with; leave "
+                "one out"
             )
         if self.temperature_role != "both":
             raise SettingsError(

@@ -42,7 +42,7 @@ _LOAD: dict[str, type] = {
 _DECODE: dict[str, type] = {
     "max_new_tokens": int, "steps": int, "block_length": int, "policy": str, "policy_temperature": float,
     "threshold": float, "factor": float, "temperature": float, "temperature_role": str, "top_p": float, "top_k": int,
-    "mode": str, "eps": float, "seed": int,
+    "cache": str, "cache_refresh": int, "mode": str, "eps": float, "seed": int,
 }  # fmt: skip
 _OWN: dict[str, type] = {"mc_num": int, "batch_size": int, "truncate": bool}
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")

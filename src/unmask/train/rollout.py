@@ -27,7 +27,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unmask.analyze.ar_ness import global_ar_ness, local_ar_ness
-from unmask.decode.settings import DecodeSettings, PolicyName, TemperatureRole
+from unmask.decode.settings import CacheName, DecodeSettings, PolicyName, TemperatureRole
 from unmask.errors import DataError, SettingsError
 from unmask.seeds import derive_seed
 from unmask.train.settings import require
@@ -78,6 +78,13 @@ class RolloutSettings:
     block_length: int | None = None
     """Positions per block, filled from left to right; None: as `DecodeSettings` has it."""
 
+    cache: CacheName | None = None
+    """`prefix`: keys and values of the prompt are kept for `cache_refresh` steps; faster, and not quite what scoring
+    computes."""
+
+    cache_refresh: int | None = None
+    """Steps until the prompt is computed anew; None: 16."""
+
     batch_size: int = 32
     """Rows decoded together on one device."""
 
@@ -102,7 +109,7 @@ class RolloutSettings:
     def decoding(self, *, max_new_tokens: int, seed: int) -> DecodeSettings:
         """The settings of the loop."""
         names = ("temperature", "temperature_role", "top_p", "policy", "policy_temperature", "threshold", "factor")
-        given = {name: getattr(self, name) for name in (*names, "steps", "block_length")}
+        given = {name: getattr(self, name) for name in (*names, "steps", "block_length", "cache", "cache_refresh")}
         try:
             return DecodeSettings(**given, max_new_tokens=max_new_tokens, seed=seed)
         except SettingsError as error:  # it speaks of the command line's options
