@@ -56,7 +56,8 @@ class StepEvent:
     `active` are the rows that took part, `asked` those for which the network was called; `remasked` are (row, position)
     pairs that went back to masked; `finished` are the rows that are done after this step; `positions_computed` counts
     the token positions that went through the network in this step. `seen` is what the network had for every place it
-    was asked about, by row; a run observes it in its first step.
+    was asked about, by row; a run observes it in its first step. `drafted` are the (row, position, token) that a
+    speculative step checked; those that it accepted are among its commits.
     """
 
     step: int
@@ -68,6 +69,7 @@ class StepEvent:
     num_forwards: int = 1
     positions_computed: int = 0
     seen: Mapping[int, Sequence[Seen]] = field(default_factory=dict)
+    drafted: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from its middle are all this loop on different canvases.
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unmask.decode.canvas import Canvas, Positions
@@ -25,12 +25,13 @@ from unmask.decode.observe import Observe
 from unmask.decode.policy import Proposal
 from unmask.decode.reference import Drawn, ReferenceRule
 from unmask.decode.settings import DecodeSettings
+from unmask.decode.speculative import Speculator
 from unmask.decode.stop import answer_end, open_places_BL
 from unmask.trajectory import Commit, Seen, StepEvent
 
 
 def denoise(
-    denoiser: Denoiser,
+    denoiser: Denoiser | Speculator,
     canvas: Canvas,
     settings: DecodeSettings,
     *,
@@ -52,6 +53,17 @@ def denoise(
     Raises NumericsError when the network returns NaN, SettingsError when settings and model do not go together.
     """
     observe = Observe() if observe is None else observe
+    if isinstance(denoiser, Speculator):
+        return _speculative_steps(
+            denoiser,
+            canvas,
+            settings,
+            suppression_mask(denoiser, suppressed_ids),
+            end_ids,
+            range(canvas.num_rows) if samples is None else samples,
+            first_step,
+            observe,
+        )
     if settings.mode == "reference":
         return _reference_steps(denoiser, canvas, settings, observe)
     return _exact_steps(
@@ -100,6 +112,54 @@ def _exact_steps(
         step += 1
 
 
+def _speculative_steps(
+    speculator: Speculator,
+    canvas: Canvas,
+    settings: DecodeSettings,
+    is_suppressed_V: Tensor,
+    end_ids: Collection[int],
+    samples: Sequence[int],
+    step: int,
+    observe: Observe,
+) -> Iterator[StepEvent]:
+    meter = _Meter(speculator)  # of the first step, with the prompt
+    speculator.begin(canvas)
+    ends = torch.tensor(sorted(end_ids), dtype=torch.long)
+    while len(places := Positions(*open_places_BL(canvas, answer_end(canvas, end_ids)).nonzero(as_tuple=True))):
+        was_open_B = torch.zeros(canvas.num_rows, dtype=torch.bool).index_fill(0, places.rows_M, True)
+        found = speculator.round(
+            canvas,
+            places,
+            settings,
+            is_suppressed_V=is_suppressed_V,
+            samples=samples,
+            runners_up=observe.runners_up,
+        )
+        check_numbers(found.proposal.confidence_M, canvas, found.places, step)
+        is_end_M = torch.isin(found.proposal.token_M, ends)
+        is_kept_M = found.is_kept_M & ~_behind_first(found.places.rows_M, is_end_M)
+        canvas.commit(found.places.where(is_kept_M), found.proposal.token_M[is_kept_M], step=step)
+        is_open_B = open_places_BL(canvas, answer_end(canvas, end_ids)).any(-1)
+        yield StepEvent(
+            step=step,
+            active=tuple(was_open_B.nonzero().flatten().tolist()),
+            asked=tuple(was_open_B.nonzero().flatten().tolist()),
+            commits=_commits(canvas, found.places, found.proposal, is_kept_M),
+            drafted=found.drafted,
+            finished=tuple((was_open_B & ~is_open_B).nonzero().flatten().tolist()),
+            num_forwards=meter.forwards,
+            positions_computed=meter.positions,
+        )
+        step, meter = step + 1, _Meter(speculator)
+
+
+def _behind_first(rows_M: Int[Tensor, " M"], is_end_M: Bool[Tensor, " M"]) -> Bool[Tensor, " M"]:
+    """True at the places of a row that come after its first True one."""
+    count_M = is_end_M.long().cumsum(0) - is_end_M.long()  # before each place, all rows together
+    first_of_row_M = torch.searchsorted(rows_M, rows_M)
+    return count_M > count_M[first_of_row_M]
+
+
 def _reference_steps(
     denoiser: Denoiser, canvas: Canvas, settings: DecodeSettings, observe: Observe
 ) -> Iterator[StepEvent]:
@@ -131,7 +191,7 @@ def _reference_steps(
 class _Meter:
     """What the denoiser has done since the meter was made."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser | Speculator) -> None:
         self._denoiser = denoiser
         self._forwards, self._positions = denoiser.num_forwards, denoiser.positions_computed
 
@@ -144,7 +204,7 @@ class _Meter:
         return self._denoiser.positions_computed - self._positions
 
 
-def suppression_mask(denoiser: Denoiser, suppressed_ids: Collection[int]) -> Tensor:
+def suppression_mask(denoiser: Denoiser | Speculator, suppressed_ids: Collection[int]) -> Tensor:
     """True at the ids that may not be committed, on the network's device."""
     is_suppressed_V = torch.zeros(denoiser.config.vocab_size, dtype=torch.bool)
     ids = set(suppressed_ids) | ({denoiser.config.mask_id} if denoiser.config.mask_id is not None else set())

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from unmask.model.attention import attend
 from unmask.model.cache import KVCache, Window
 from unmask.model.config import ModelConfig
+from unmask.model.gate import through
 
 
 class RMSNorm(nn.Module):
@@ -53,16 +54,19 @@ class SelfAttention(nn.Module):
         cache: KVCache | None,
         window: Window | None,
         layer: int,
+        gate: int | None,
     ) -> Float[Tensor, "B T D"]:
         B, T, _ = x_BTD.shape
-        query = rotate(self.q_proj(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2), rotary)  # B N T H
-        key = rotate(self.k_proj(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2), rotary)  # B K T H
-        value = self.v_proj(x_BTD).view(B, T, -1, self.head_dim).transpose(1, 2)
+        query = rotate(
+            through(self.q_proj, x_BTD, gate).view(B, T, -1, self.head_dim).transpose(1, 2), rotary
+        )  # B N T H
+        key = rotate(through(self.k_proj, x_BTD, gate).view(B, T, -1, self.head_dim).transpose(1, 2), rotary)  # B K T H
+        value = through(self.v_proj, x_BTD, gate).view(B, T, -1, self.head_dim).transpose(1, 2)
         if cache is not None:
             assert window is not None
             key, value = cache.write(layer, window, key, value)  # B K S H
         out = attend(query, key, value, attn_mask)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
+        return through(self.o_proj, out.transpose(1, 2).reshape(B, T, -1), gate)
 
 
 class FeedForward(nn.Module):
@@ -74,11 +78,11 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        gate, up = F.silu(self.gate_proj(x)), self.up_proj(x)
+    def forward(self, x_BTD: Float[Tensor, "B T D"], gate: int | None) -> Float[Tensor, "B T D"]:
+        opened, up = F.silu(through(self.gate_proj, x_BTD, gate)), through(self.up_proj, x_BTD, gate)
         # In place where no gradient is asked for: at 8 x 384 positions a fresh buffer costs more than the product.
-        product = gate * up if torch.is_grad_enabled() else gate.mul_(up)
-        return self.down_proj(product)  # type: ignore[no-any-return]
+        product = opened * up if torch.is_grad_enabled() else opened.mul_(up)
+        return through(self.down_proj, product, gate)
 
 
 class Layer(nn.Module):
@@ -99,9 +103,10 @@ class Layer(nn.Module):
         cache: KVCache | None,
         window: Window | None,
         layer: int,
+        gate: int | None,
     ) -> Float[Tensor, "B T D"]:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, attn_mask, cache, window, layer)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))  # type: ignore[no-any-return]
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, attn_mask, cache, window, layer, gate)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD), gate)  # type: ignore[no-any-return]
 
 
 class Backbone(nn.Module):
@@ -113,6 +118,9 @@ class Backbone(nn.Module):
         self.config = config
         self.checkpoint_layers = False
         """Recompute each layer's activations in the backward pass rather than keep them."""
+
+        self.mask_row: nn.Parameter | None = None
+        """What a gated adapter reads the mask id as (`gated`), where it acts."""
 
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_layers)])
@@ -137,24 +145,35 @@ class Backbone(nn.Module):
         attn_mask: Bool[Tensor, "B 1 T S"] | Float[Tensor, "B 1 T S"] | None = None,
         cache: KVCache | None = None,
         window: Window | None = None,
+        gate: int | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Hidden states after the last norm.
 
         `positions_BT` are rotary positions, counted per row from its first token (padding may have any value).
         `attn_mask` None lets every query see every key; numbers are added to the scores. With a `cache`, `window` names
-        the columns that ids_BT fill, and keys S are all columns before `window.stop`; without one S = T.
+        the columns that ids_BT fill, and keys S are all columns before `window.stop`; without one S = T. From column
+        `gate` of ids_BT on a gated adapter acts, if there is one; None: nowhere.
         """
         # Under autocast the products come out in its dtype, and what is multiplied with them should not widen them
         device = self.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
         rotary = rotary_tables(self.config, positions_BT, dtype=dtype)
-        x_BTD = self.embed_tokens(ids_BT)
+        x_BTD = self._embed(ids_BT, gate)
         for number, layer in enumerate(self.layers):
             if self.checkpoint_layers and torch.is_grad_enabled():
-                x_BTD = checkpoint(layer, x_BTD, rotary, attn_mask, cache, window, number, use_reentrant=False)
+                x_BTD = checkpoint(layer, x_BTD, rotary, attn_mask, cache, window, number, gate, use_reentrant=False)
             else:
-                x_BTD = layer(x_BTD, rotary, attn_mask, cache, window, number)
+                x_BTD = layer(x_BTD, rotary, attn_mask, cache, window, number, gate)
         return self.norm(x_BTD)  # type: ignore[no-any-return]
+
+    def _embed(self, ids_BT: Int[Tensor, "B T"], gate: int | None) -> Float[Tensor, "B T D"]:
+        x_BTD: Tensor = self.embed_tokens(ids_BT)
+        if gate is None or self.mask_row is None:
+            return x_BTD
+        assert self.config.mask_id is not None, "who has a row for the mask has a mask"
+        is_mask_BT1 = ids_BT.eq(self.config.mask_id)[..., None]
+        is_mask_BT1[:, :gate] = False
+        return torch.where(is_mask_BT1, self.mask_row.to(x_BTD.dtype), x_BTD)
 
     def logits(self, hidden_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         """Vocabulary scores of chosen hidden states, in the network's dtype."""

@@ -1,0 +1,66 @@
+"""What drafts a block for a causal model: a gated adapter, a row for the mask, and a small head that joins a draft.
+
+The parent is never changed. Behind its clean tokens stands a block of masks, on which alone the adapter acts; the
+hidden state of the j-th mask says what comes j + 1 tokens after the last clean one, without knowing the tokens between.
+Those are known when the draft is read: the parent's own next token, then what was drafted so far. The head puts each
+into the next prediction (the sampler head of Samragh et al., 2507.11851),
+
+    z_j = h_j + U silu(D [h_j ; e(previous token)])        draft token = argmax over `words` of  W z_j
+
+Only the most frequent words are drafted (Zhao et al., FR-Spec, 2502.14856): a draft needs no rare word, and the matrix
+of all of them is a quarter of a small network's weights.
+
+Letters: A rows, J masks of a block, D width, R inner size, W words that are drafted, V vocabulary, M places.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DraftHead(nn.Module):
+    """Reads a block of hidden states as tokens, from left to right."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(2 * width, inner, bias=False)
+        self.up = nn.Linear(inner, width, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, hidden_MD: Float[Tensor, "M D"], previous_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+        """The hidden states, each told the embedding of the token before the one that it predicts."""
+        told: Tensor = self.up(F.silu(self.down(torch.cat((hidden_MD, previous_MD), -1))))
+        return hidden_MD + told
+
+
+class Drafter(nn.Module):
+    """A draft head with the words that it may draft. The adapter and the row of the mask are in the backbone."""
+
+    def __init__(
+        self, head: DraftHead, embedding_VD: Float[Tensor, "V D"], words_W: Int[Tensor, " W"], *, block_length: int
+    ) -> None:
+        super().__init__()
+        self.head = head
+        self.block_length = block_length
+        self.embedding_VD = embedding_VD  # of the parent, which owns it
+        self.words_W = words_W
+        self.rows_WD = embedding_VD[words_W].contiguous()
+
+    def read(
+        self, hidden_AJD: Float[Tensor, "A J D"], known_A: Int[Tensor, " A"]
+    ) -> tuple[Int[Tensor, "A J"], Float[Tensor, "A J"]]:
+        """The drafted tokens and the probability that the head gives each, after the token `known_A`."""
+        tokens, sureties = [], []
+        previous_A = known_A
+        for j in range(hidden_AJD.shape[1]):
+            z_AD = self.head(hidden_AJD[:, j], self.embedding_VD[previous_A].to(hidden_AJD.dtype))
+            logp_AW = F.linear(z_AD, self.rows_WD).float().log_softmax(-1)
+            best_A = logp_AW.argmax(-1)
+            previous_A = self.words_W[best_A]
+            tokens.append(previous_A)
+            sureties.append(logp_AW.gather(1, best_A[:, None]).squeeze(1).exp())
+        if not tokens:
+            empty_A0 = known_A[:, None][:, :0]
+            return empty_A0, empty_A0.float()
+        return torch.stack(tokens, 1), torch.stack(sureties, 1)

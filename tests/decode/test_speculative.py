@@ -1,0 +1,167 @@
+"""Speculative decoding against decoding one by one: the same tokens at every setting, in fewer forwards."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from unmask.decode.canvas import Canvas
+from unmask.decode.denoiser import CachedDenoiser
+from unmask.decode.loop import denoise
+from unmask.decode.settings import DecodeSettings
+from unmask.decode.speculative import Speculator
+from unmask.errors import CanvasError
+from unmask.model.drafter import Drafter, DraftHead
+from unmask.model.gate import GatedLinear
+
+from doubles import tiny_backbone, tiny_config
+
+MASK = 60
+CONFIG = tiny_config(mask_id=MASK)
+ROWS = [
+    [3, 4, 5, *[None] * 17],
+    [7, 7, 1, 9, 12, 40, 41, *[None] * 26],
+    [41, *[None] * 9],
+    [*range(1, 31), *[None] * 12],
+]
+GREEDY = DecodeSettings()
+WARM = DecodeSettings(temperature=0.8, top_p=0.9)
+
+plain = cache(tiny_backbone)
+
+
+@cache
+def gated():
+    """The same network with a random adapter on every linear layer, and a random row for the mask."""
+    backbone = tiny_backbone(CONFIG)
+    generator = torch.Generator().manual_seed(3)
+    for name, module in list(backbone.named_modules()):
+        if isinstance(module, torch.nn.Linear) and name.startswith("layers"):
+            owner, _, last = name.rpartition(".")
+            A = torch.randn(2, module.in_features, generator=generator)
+            B = 0.3 * torch.randn(module.out_features, 2, generator=generator)
+            setattr(backbone.get_submodule(owner), last, GatedLinear(module, A, B))
+    backbone.mask_row = torch.nn.Parameter(torch.randn(32, generator=generator), requires_grad=False)
+    return backbone
+
+
+def drafter_of(block_length=4):
+    embedding_VD = gated().embed_tokens.weight.detach()
+    return Drafter(DraftHead(32, 8), embedding_VD, torch.arange(0, 60), block_length=block_length)
+
+
+class Oracle(Drafter):
+    """Reads the future off a finished canvas, wrongly now and then."""
+
+    def __init__(self, answers, *, wrong_every, block_length=4):
+        super().__init__(
+            DraftHead(32, 8), gated().embed_tokens.weight.detach(), torch.arange(60), block_length=block_length
+        )
+        self.answers, self.wrong_every, self.count = answers, wrong_every, 0
+        self.speculator = None
+
+    def read(self, hidden_AJD, known_A):
+        tokens = []
+        for a, row in enumerate(self.speculator._held):
+            column = self.speculator._rows[row].settled + 1 + self.accepted[a]
+            tokens.append([])
+            for j in range(hidden_AJD.shape[1]):
+                self.count += 1
+                right = int(self.answers[row, min(column + 1 + j, self.answers.shape[1] - 1)])
+                tokens[-1].append((right + 1) % 60 if self.count % self.wrong_every == 0 else right)
+        return torch.tensor(tokens), torch.full((len(tokens), hidden_AJD.shape[1]), 0.9)
+
+
+def run(denoiser, rows, settings, **options):
+    canvas = Canvas.from_rows(rows, mask_id=MASK)
+    return canvas, list(denoise(denoiser, canvas, settings, **options))
+
+
+def one_by_one(rows, settings, **options):
+    return run(CachedDenoiser(plain(CONFIG)), rows, settings, **options)
+
+
+class Accepted(Speculator):
+    """Tells an oracle how many tokens were accepted."""
+
+    def _redraft(self, hidden_ATD, states, accepted, *rest):
+        self.drafter.accepted = accepted
+        super()._redraft(hidden_ATD, states, accepted, *rest)
+
+
+def with_oracle(rows, settings, *, wrong_every, **options):
+    expected, _ = one_by_one(rows, settings, **options)
+    oracle = Oracle(expected.ids_BL, wrong_every=wrong_every)
+    oracle.speculator = Accepted(gated(), oracle)
+    return expected, run(oracle.speculator, rows, settings, **options)
+
+
+# --- the same tokens ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [GREEDY, WARM], ids=["greedy", "warm"])
+@pytest.mark.parametrize("block_length", [1, 4, 7])
+def test_a_poor_draft_changes_no_token(settings, block_length):
+    for rows in ([ROWS[0]], ROWS):
+        expected, _ = one_by_one(rows, settings)
+        found, _ = run(Speculator(gated(), drafter_of(block_length)), rows, settings)
+        assert torch.equal(found.ids_BL, expected.ids_BL)
+
+
+@pytest.mark.parametrize("settings", [GREEDY, WARM], ids=["greedy", "warm"])
+@pytest.mark.parametrize("wrong_every", [2, 3, 5, 10_000])
+def test_a_good_draft_changes_no_token_either(settings, wrong_every):
+    expected, (found, _) = with_oracle(ROWS, settings, wrong_every=wrong_every)
+    assert torch.equal(found.ids_BL, expected.ids_BL)
+
+
+def test_a_perfect_draft_settles_a_block_and_one_more_token_in_a_forward():
+    _, (_, events) = with_oracle([ROWS[1]], GREEDY, wrong_every=10_000)
+    assert [len(event.commits) for event in events] == [1, 5, 5, 5, 5, 5]
+    assert sum(event.num_forwards for event in events) == 7  # one of them for the prompt
+
+
+@pytest.mark.parametrize("wrong_every", [3, 10_000])
+def test_an_end_token_inside_a_draft_ends_the_row(wrong_every):
+    expected, _ = one_by_one(ROWS, GREEDY)
+    ends = {int(expected.ids_BL[1, expected.start_B[1] + 14]), int(expected.ids_BL[0, expected.start_B[0] + 9])}
+    expected, (found, _) = with_oracle(ROWS, GREEDY, wrong_every=wrong_every, end_ids=ends)
+    assert [found.row_ids(row) for row in range(4)] == [expected.row_ids(row) for row in range(4)]
+    assert any(None in found.row_ids(row) for row in range(4))
+
+
+def test_suppressed_tokens_are_never_settled():
+    expected, _ = one_by_one(ROWS, GREEDY)
+    common = expected.ids_BL[~expected.is_fixed_BL].mode().values.item()
+    wanted, _ = one_by_one(ROWS, GREEDY, suppressed_ids=[common])
+    found, _ = run(Speculator(gated(), drafter_of()), ROWS, GREEDY, suppressed_ids=[common])
+    assert torch.equal(found.ids_BL, wanted.ids_BL)
+    assert not torch.equal(found.ids_BL, expected.ids_BL)
+
+
+def test_long_prompts_are_computed_in_pieces(monkeypatch):
+    import unmask.decode.speculative as module
+
+    monkeypatch.setattr(module, "PREFILL", 7)
+    expected, _ = one_by_one(ROWS, WARM)
+    found, _ = run(Speculator(gated(), drafter_of()), ROWS, WARM)
+    assert torch.equal(found.ids_BL, expected.ids_BL)
+
+
+# --- what is recorded ---------------------------------------------------------------------------------------------
+
+
+def test_what_was_drafted_is_told_and_what_agrees_was_accepted():
+    _, (_, events) = with_oracle([ROWS[1]], GREEDY, wrong_every=3)
+    for event in events:
+        settled = {commit.position: commit.token_id for commit in event.commits}
+        right = [settled.get(position) == token for _, position, token in event.drafted]
+        assert right == sorted(right, reverse=True)  # accepted ones, then the first wrong one and all behind it
+        assert len(settled) == sum(right) + 1
+    assert any(event.drafted for event in events)
+
+
+def test_rows_in_which_something_is_given_behind_a_hole_are_refused():
+    for row in ([1, None, 2, None], [None, None]):
+        with pytest.raises(CanvasError, match="writes behind a prompt"):
+            run(Speculator(gated(), drafter_of()), [row], GREEDY)
