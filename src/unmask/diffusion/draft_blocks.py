@@ -1,0 +1,97 @@
+"""Blocks of masks tiled over answers, as a drafter learns from them.
+
+A drafter meets a block of J masks behind clean text: the mask at column p stands where token p will be, and says what
+comes at p + 1. Tiled with a stride of J over an answer, each token but the first ones is predicted once; where the
+first block begins is drawn, so that over time every token is predicted at every distance from its clean text.
+
+    answer   f  f+1 f+2 f+3 f+4 f+5 f+6        offset 1, J = 3, stride 3: the first block is behind column f,
+    masks       [1   2   3] [1   2]            its masks say f+2, f+3, f+4, and the next one's f+5 and f+6
+
+Letters: B rows, L columns, N places of masks in a row.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from unmask.errors import SettingsError
+from unmask.seeds import derive_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """Where the masks stand, row by row from left to right, padded at the end."""
+
+    column_BN: Int[Tensor, "B N"]
+    """The column that a mask stands for; it predicts the one behind. 0 in padding."""
+
+    anchor_BN: Int[Tensor, "B N"]
+    """The last clean column that it sees."""
+
+    is_real_BN: Bool[Tensor, "B N"]
+
+    def distance_BN(self) -> Int[Tensor, "B N"]:
+        """Which mask of its block each is, from 1."""
+        return self.column_BN - self.anchor_BN
+
+
+def tile_blocks(
+    is_answer_BL: Bool[Tensor, "B L"],
+    document_BL: Int[Tensor, "B L"],
+    index_B: Int[Tensor, " B"],
+    *,
+    block_length: int,
+    stride: int | None = None,
+    seed: int,
+) -> Blocks:
+    """The blocks of some rows, a function of (seed, global sample index) alone. Raises SettingsError for blocks that
+    would lie over each other.
+
+    >>> answer = torch.tensor([[False, True, True, True, True, True]])
+    >>> blocks = tile_blocks(answer, torch.zeros(1, 6).long(), torch.tensor([0]), block_length=2, seed=1)
+    >>> blocks.column_BN.tolist(), blocks.anchor_BN.tolist()
+    ([[1, 2, 3, 4]], [[0, 0, 2, 2]])
+    """
+    stride = block_length if stride is None else stride
+    if not 1 <= block_length <= stride:
+        raise SettingsError(f"blocks of {block_length} every {stride} columns would lie over each other")
+    B, L = is_answer_BL.shape
+    column_BL = torch.arange(L).expand(B, L)
+    is_first_BL = is_answer_BL.clone()
+    is_first_BL[:, 1:] &= ~is_answer_BL[:, :-1] | (document_BL[:, 1:] != document_BL[:, :-1])
+    first_BL = torch.where(is_first_BL, column_BL, -1).cummax(1).values
+    offset_B1 = torch.tensor([_offset(seed, int(index), stride) for index in index_B])[:, None]
+    since_BL = column_BL - first_BL - offset_B1
+    distance_BL = since_BL.remainder(stride)
+    is_place_BL = is_answer_BL & (first_BL >= 0) & (since_BL >= 0) & (distance_BL < block_length)
+    is_place_BL &= torch.nn.functional.pad(is_answer_BL[:, 1:] & ~is_first_BL[:, 1:], (0, 1))  # something comes next
+    N = int(is_place_BL.sum(1).max())
+    order_BN = torch.sort(is_place_BL.int(), dim=1, descending=True, stable=True).indices[:, :N]
+    is_real_BN = is_place_BL.gather(1, order_BN)
+    return Blocks(
+        column_BN=torch.where(is_real_BN, order_BN, 0),
+        anchor_BN=torch.where(is_real_BN, order_BN - distance_BL.gather(1, order_BN) - 1, 0),
+        is_real_BN=is_real_BN,
+    )
+
+
+def block_mask(blocks: Blocks, document_BL: Int[Tensor, "B L"]) -> Bool[Tensor, "B 1 N L+N"]:
+    """What a mask sees: the clean text of its document up to its anchor, and its own block.
+
+    The clean columns come first. Padding sees itself, so that no query sees nothing.
+    """
+    column_L = torch.arange(document_BL.shape[1])
+    own_BN1 = document_BL.gather(1, blocks.column_BN)[..., None]
+    is_clean_BNL = (column_L <= blocks.anchor_BN[..., None]) & (document_BL[:, None] == own_BN1)
+    is_clean_BNL &= blocks.is_real_BN[..., None]
+    is_own_BNN = blocks.anchor_BN[:, :, None] == blocks.anchor_BN[:, None]
+    is_own_BNN &= blocks.is_real_BN[:, :, None] & blocks.is_real_BN[:, None]
+    N = is_own_BNN.shape[1]
+    is_own_BNN |= torch.eye(N, dtype=torch.bool)
+    return torch.cat((is_clean_BNL, is_own_BNN), -1)[:, None]
+
+
+def _offset(seed: int, index: int, stride: int) -> int:
+    return derive_seed(seed, "draft blocks", index) % stride
