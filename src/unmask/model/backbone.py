@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unmask.model.attention import attend
-from unmask.model.cache import KVCache, Window
+from unmask.model.cache import KeyValues, Window
 from unmask.model.config import ModelConfig
 from unmask.model.gate import through
 
@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
         x_BTD: Float[Tensor, "B T D"],
         rotary: tuple[Tensor, Tensor],
         attn_mask: Bool[Tensor, "B 1 T S"] | Float[Tensor, "B 1 T S"] | None,
-        cache: KVCache | None,
+        cache: KeyValues | None,
         window: Window | None,
         layer: int,
         gate: int | None,
@@ -100,7 +100,7 @@ class Layer(nn.Module):
         x_BTD: Float[Tensor, "B T D"],
         rotary: tuple[Tensor, Tensor],
         attn_mask: Bool[Tensor, "B 1 T S"] | Float[Tensor, "B 1 T S"] | None,
-        cache: KVCache | None,
+        cache: KeyValues | None,
         window: Window | None,
         layer: int,
         gate: int | None,
@@ -143,7 +143,7 @@ class Backbone(nn.Module):
         positions_BT: Int[Tensor, "B T"],
         *,
         attn_mask: Bool[Tensor, "B 1 T S"] | Float[Tensor, "B 1 T S"] | None = None,
-        cache: KVCache | None = None,
+        cache: KeyValues | None = None,
         window: Window | None = None,
         gate: int | None = None,
     ) -> Float[Tensor, "B T D"]:

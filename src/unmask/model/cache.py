@@ -8,6 +8,7 @@ Letters: B rows, S columns (plus one scratch column that padding writes to), K k
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +34,44 @@ class Ragged:
 
 
 Window = Span | Ragged
+
+
+class KeyValues(Protocol):
+    """What attention asks of a cache: take a window's keys and values, give all that the window may look at."""
+
+    def write(
+        self,
+        layer: int,
+        window: Window,
+        key_BKTH: Float[Tensor, "B K T H"],
+        value_BKTH: Float[Tensor, "B K T H"],
+    ) -> tuple[Float[Tensor, "B K S H"], Float[Tensor, "B K S H"]]: ...
+
+
+class Kept:
+    """Keys and values of one forward, in the order of its columns, and then of nothing else."""
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def write(self, layer: int, window: Window, key_BKTH: Tensor, value_BKTH: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep a layer's; the forward sees itself."""
+        assert layer == len(self.layers), "layers come in their order, once"
+        self.layers.append((key_BKTH, value_BKTH))
+        return key_BKTH, value_BKTH
+
+
+class Behind:
+    """A forward that stands behind a kept one: it sees that one's columns and then its own. Gradients flow through its
+    own alone, if the kept forward had none."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+
+    def write(self, layer: int, window: Window, key_BKTH: Tensor, value_BKTH: Tensor) -> tuple[Tensor, Tensor]:
+        """The kept columns and the new ones."""
+        keys, values = self._kept.layers[layer]
+        return torch.cat((keys, key_BKTH), 2), torch.cat((values, value_BKTH), 2)
 
 
 class KVCache:

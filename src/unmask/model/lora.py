@@ -20,6 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ class LoraLinear(nn.Linear):
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.scale = settings.scale
+        self.is_on = True
         device = base.weight.device
         self.lora_A = nn.Linear(base.in_features, settings.rank, bias=False, device=device, dtype=torch.float32)
         self.lora_B = nn.Linear(settings.rank, base.out_features, bias=False, device=device, dtype=torch.float32)
@@ -95,6 +97,8 @@ class LoraLinear(nn.Linear):
             self.lora_B.weight.zero_()
 
     def forward(self, input: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch O"]:
+        if not self.is_on:
+            return super().forward(input)
         # Outside autocast the pair follows the input's dtype; inside, `F.linear` casts both again.
         A, B = self.lora_A.weight.to(input.dtype), self.lora_B.weight.to(input.dtype)
         return super().forward(input) + self.scale * F.linear(F.linear(input, A), B)
@@ -126,6 +130,19 @@ def add_lora(backbone: Backbone, settings: LoraSettings, *, seed: int) -> None:
         with torch.no_grad():
             backbone.embed_tokens.float()  # in place, so a tied head follows
         backbone.embed_tokens.weight.requires_grad_(True)
+
+
+@contextmanager
+def without_lora(backbone: Backbone) -> Iterator[None]:
+    """The parent's products alone: what a drafter's clean pass and its teacher are."""
+    layers = [lora for _, lora in lora_layers(backbone)]
+    for lora in layers:
+        lora.is_on = False
+    try:
+        yield
+    finally:
+        for lora in layers:
+            lora.is_on = True
 
 
 def merge_lora(backbone: Backbone) -> None:
