@@ -141,6 +141,7 @@ def test_losses_by_hand():
     assert m == len(found.hard_M)
 
 
+@torch.no_grad()
 def test_a_token_that_is_no_word_has_no_hard_loss():
     model = trainee()
     rows = [[*IDS[0][:9], 55, *IDS[0][10:]]]
