@@ -46,17 +46,19 @@ def gated():
 
 
 def drafter_of(block_length=4):
-    embedding_VD = gated().embed_tokens.weight.detach()
-    return Drafter(DraftHead(32, 8), embedding_VD, torch.arange(0, 60), block_length=block_length)
+    return Drafter(DraftHead(32, 8), *rows(), torch.arange(60), block_length=block_length)
+
+
+def rows():
+    """Embedding of all tokens, and the vocabulary head's rows of the sixty that may be drafted."""
+    return gated().embed_tokens.weight.detach(), gated().lm_head.weight.detach()[:60]
 
 
 class Oracle(Drafter):
     """Reads the future off a finished canvas, wrongly now and then."""
 
     def __init__(self, answers, *, wrong_every, block_length=4):
-        super().__init__(
-            DraftHead(32, 8), gated().embed_tokens.weight.detach(), torch.arange(60), block_length=block_length
-        )
+        super().__init__(DraftHead(32, 8), *rows(), torch.arange(60), block_length=block_length)
         self.answers, self.wrong_every, self.count = answers, wrong_every, 0
         self.speculator = None
 

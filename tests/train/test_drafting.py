@@ -59,7 +59,8 @@ IDS = [[int(x) for x in torch.randint(0, 50, (16,), generator=torch.Generator().
 def test_the_noisy_pass_is_what_the_speculator_computes():
     """A draft of three tokens behind column 7, and a block of masks behind each of its tokens."""
     model = trainee()
-    drafter = Drafter(model.head, model.backbone.embed_tokens.weight, WORDS, block_length=3)
+    rows_WD = model.backbone.lm_head.weight[WORDS]
+    drafter = Drafter(model.head, model.backbone.embed_tokens.weight, rows_WD, WORDS, block_length=3)
     speculator = Speculator(gated(model), drafter)
     row, settled = IDS[0], 7
     canvas = Canvas.from_rows([[*row[: settled + 1], *[None] * 8]], mask_id=60)

@@ -18,15 +18,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unmask.seeds import derive_seed
+
 
 class DraftHead(nn.Module):
     """Reads a block of hidden states as tokens, from left to right."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, *, seed: int = 0) -> None:
         super().__init__()
         self.down = nn.Linear(2 * width, inner, bias=False)
         self.up = nn.Linear(inner, width, bias=False)
-        nn.init.zeros_(self.up.weight)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "draft head"))
+        with torch.no_grad():
+            self.down.weight.copy_(torch.randn(inner, 2 * width, generator=generator) / (2 * width) ** 0.5)
+            self.up.weight.zero_()  # training begins at the hidden states as they are
 
     def forward(self, hidden_MD: Float[Tensor, "M D"], previous_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
         """The hidden states, each told the embedding of the token before the one that it predicts."""
@@ -38,14 +43,20 @@ class Drafter(nn.Module):
     """A draft head with the words that it may draft. The adapter and the row of the mask are in the backbone."""
 
     def __init__(
-        self, head: DraftHead, embedding_VD: Float[Tensor, "V D"], words_W: Int[Tensor, " W"], *, block_length: int
+        self,
+        head: DraftHead,
+        embedding_VD: Float[Tensor, "V D"],
+        rows_WD: Float[Tensor, "W D"],
+        words_W: Int[Tensor, " W"],
+        *,
+        block_length: int,
     ) -> None:
         super().__init__()
         self.head = head
         self.block_length = block_length
         self.embedding_VD = embedding_VD  # of the parent, which owns it
+        self.rows_WD = rows_WD  # of the parent's vocabulary head
         self.words_W = words_W
-        self.rows_WD = embedding_VD[words_W].contiguous()
 
     def read(
         self, hidden_AJD: Float[Tensor, "A J D"], known_A: Int[Tensor, " A"]

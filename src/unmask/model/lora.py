@@ -161,13 +161,15 @@ def lora_layers(backbone: Backbone) -> Iterator[tuple[str, LoraLinear]]:
             yield name, module
 
 
-def save_adapter(backbone: Backbone, folder: Path, settings: LoraSettings, *, base_name: str) -> None:
+def save_adapter(
+    backbone: Backbone, folder: Path, settings: LoraSettings, *, base_name: str, dtype: torch.dtype = torch.float32
+) -> None:
     """Write the changes as a PEFT folder. `base_name` is the checkpoint or hub id of the network they belong to.
 
     Both files are written into a folder beside `folder` and then moved into it, the config last. With sharded
     parameters every rank calls this, since their parts are gathered; only rank 0 writes.
     """
-    tensors = {name: _whole(parameter) for name, parameter in _stored_parameters(backbone, settings)}
+    tensors = {name: _whole(parameter).to(dtype) for name, parameter in _stored_parameters(backbone, settings)}
     if distributed.is_initialized() and distributed.get_rank() != 0:
         return
     try:

@@ -1,0 +1,137 @@
+"""A drafter as a folder: it comes back as it was, fits its own parent alone, and is an adapter that PEFT can read."""
+
+import copy
+import json
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unmask.errors import CheckpointError
+from unmask.model.backbone import Backbone
+from unmask.model.drafter import DraftHead
+from unmask.model.drafter_files import attach_drafter, mark_of, read_info, save_drafter
+from unmask.model.gate import GatedLinear
+from unmask.model.lora import LoraSettings, add_lora, lora_layers
+
+from doubles import tiny_backbone, tiny_config
+
+SETTINGS = LoraSettings(rank=2, alpha=6.0)
+WORDS = torch.tensor([3, 1, 40, 7])
+
+
+def trained() -> tuple[Backbone, DraftHead]:
+    backbone = tiny_backbone(tiny_config(mask_id=60))
+    add_lora(backbone, SETTINGS, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for _, lora in lora_layers(backbone):
+        lora.lora_B.weight.data = torch.randn(lora.lora_B.weight.shape, generator=generator)
+    backbone.mask_row = torch.nn.Parameter(torch.randn(32, generator=generator))
+    head = DraftHead(32, 8)
+    head.up.weight.data = torch.randn(head.up.weight.shape, generator=generator)
+    return backbone, head
+
+
+@pytest.fixture
+def folder(tmp_path):
+    backbone, head = trained()
+    out = tmp_path / "drafter"
+    save_drafter(backbone, head, WORDS, out, SETTINGS, block_length=5, parent="parent", dtype=torch.float32)
+    return out
+
+
+def hidden(backbone, gate):
+    ids = torch.tensor([[5, 6, 7, 60, 60]])
+    return backbone(ids, torch.arange(5)[None], gate=gate)
+
+
+@torch.no_grad()
+def test_it_comes_back_as_it_was(folder):
+    backbone, head = trained()
+    parent = tiny_backbone(tiny_config())
+    drafter = attach_drafter(parent, folder)
+    assert (drafter.block_length, parent.config.mask_id) == (5, 60)
+    assert torch.equal(drafter.words_W, WORDS)
+    assert torch.equal(drafter.rows_WD, parent.lm_head.weight[WORDS])
+    torch.testing.assert_close(hidden(parent, 0), hidden(backbone, 0))
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(drafter.head(x[:, :32], x[:, 32:]), head(x[:, :32], x[:, 32:]))
+
+
+@torch.no_grad()
+def test_the_parent_says_what_it_said(folder):
+    parent = tiny_backbone(tiny_config())
+    plain = copy.deepcopy(parent)
+    attach_drafter(parent, folder)
+    assert torch.equal(hidden(parent, None), hidden(plain, None))
+    assert sum(isinstance(module, GatedLinear) for module in parent.modules()) == 14
+
+
+@torch.no_grad()
+def test_a_gate_leaves_the_columns_before_it_to_the_parent():
+    """By causal attention, so that the clean columns do not look at the others."""
+    backbone = tiny_backbone(tiny_config(mask_id=60))
+    plain = copy.deepcopy(backbone)
+    generator = torch.Generator().manual_seed(1)
+    for name, module in list(backbone.named_modules()):
+        if isinstance(module, torch.nn.Linear) and name.startswith("layers"):
+            owner, _, last = name.rpartition(".")
+            A = torch.randn(2, module.in_features, generator=generator)
+            B = torch.randn(module.out_features, 2, generator=generator)
+            setattr(backbone.get_submodule(owner), last, GatedLinear(module, A, B))
+    ids, positions = torch.tensor([[5, 6, 7, 60, 60]]), torch.arange(5)[None]
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()[None, None]
+    gated = backbone(ids, positions, attn_mask=mask, gate=3)
+    wanted = plain(ids, positions, attn_mask=mask)
+    assert torch.equal(gated[:, :3], wanted[:, :3])
+    assert not torch.allclose(gated[:, 3:], wanted[:, 3:])
+    assert torch.equal(backbone(ids, positions, attn_mask=mask, gate=5), wanted)
+
+
+def test_the_mark_is_that_of_every_precision_and_of_no_other_network():
+    parent = tiny_backbone(tiny_config())
+    assert mark_of(parent) == mark_of(copy.deepcopy(parent).bfloat16())
+    assert mark_of(parent) != mark_of(tiny_backbone(tiny_config(), seed=1))
+
+
+def test_another_parent_is_refused(folder):
+    with pytest.raises(CheckpointError, match="belongs to parent"):
+        attach_drafter(tiny_backbone(tiny_config(), seed=1), folder)
+
+
+def test_folders_without_a_drafter_are_refused(folder, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no adapter"):
+        attach_drafter(tiny_backbone(tiny_config()), tmp_path)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    del config["unmask_drafter"]["block_length"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="does not say the drafter's block_length"):
+        read_info(folder)
+    del config["unmask_drafter"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="an adapter without a gate"):
+        read_info(folder)
+
+
+def test_a_damaged_folder_changes_nothing(folder):
+    (folder / "drafter.safetensors").write_bytes(b"")
+    parent = tiny_backbone(tiny_config())
+    plain = copy.deepcopy(parent)
+    with pytest.raises(CheckpointError):
+        attach_drafter(parent, folder)
+    assert not any(isinstance(module, GatedLinear) for module in parent.modules())
+    assert parent.config == plain.config
+
+
+def test_it_is_stored_in_bfloat16_unless_told_otherwise(tmp_path):
+    backbone, head = trained()
+    save_drafter(backbone, head, WORDS, tmp_path, SETTINGS, block_length=5, parent="parent")
+    tensors = load_file(tmp_path / "adapter_model.safetensors") | load_file(tmp_path / "drafter.safetensors")
+    assert {t.dtype for name, t in tensors.items() if name != "words"} == {torch.bfloat16}
+
+
+def test_peft_reads_the_adapter(folder):
+    with pytest.warns(UserWarning, match="unmask_drafter"):
+        config = peft.LoraConfig.from_pretrained(str(folder))
+    assert (config.r, config.lora_alpha) == (2, 6.0)
