@@ -14,6 +14,7 @@ from gguf import GGUFWriter
 from torch import Tensor
 
 from unmask.decode.session import Model
+from unmask.decode.settings import DecodeSettings
 from unmask.model.checkpoint import save_folder
 from unmask.text.tokenizer import Tokenizer
 
@@ -116,7 +117,7 @@ def scripted(model: Model, scores: Scores) -> Model:
     """The model with its network replaced: a row's ids and a position to the scores of the tokens there."""
 
     class Scripted(Model):
-        def denoiser(self) -> RowDenoiser:
+        def denoiser(self, settings: DecodeSettings | None = None) -> RowDenoiser:
             return RowDenoiser(self.backbone.config, scores)
 
     return Scripted(model.backbone, model.tokenizer, name=model.name)

@@ -12,7 +12,7 @@ from unmask.diffusion.draft_blocks import Blocks, tile_blocks
 from unmask.model.drafter import Drafter, DraftHead
 from unmask.model.gate import GatedLinear
 from unmask.model.lora import LoraSettings, add_lora, lora_layers, without_lora
-from unmask.train.drafting import DraftTrainee, acceptance
+from unmask.train.drafting import DraftTrainee, chain
 
 from doubles import tiny_backbone, tiny_config
 
@@ -179,9 +179,5 @@ def test_the_loss_falls_on_a_text_that_repeats():
     assert sum(losses[-5:]) < 0.2 * sum(losses[:5])
 
 
-def test_acceptance_by_hand():
-    agrees = torch.tensor([True, True, False, True, True, False])
-    distance = torch.tensor([1, 1, 1, 1, 2, 2])
-    shares, tokens = acceptance(agrees, distance, block_length=3)
-    assert shares == [0.75, 0.5, 0.0]
-    assert tokens == pytest.approx(1 + 0.75 + 0.375)
+def test_the_tokens_of_a_round_by_hand():
+    assert chain([0.75, 0.5, 0.0])[1] == pytest.approx(1 + 0.75 + 0.375)

@@ -32,6 +32,14 @@ class Blocks:
 
     is_real_BN: Bool[Tensor, "B N"]
 
+    def to(self, device: torch.device) -> "Blocks":
+        """The same places on a device."""
+        return Blocks(
+            column_BN=self.column_BN.to(device),
+            anchor_BN=self.anchor_BN.to(device),
+            is_real_BN=self.is_real_BN.to(device),
+        )
+
     def distance_BN(self) -> Int[Tensor, "B N"]:
         """Which mask of its block each is, from 1."""
         return self.column_BN - self.anchor_BN
@@ -82,14 +90,14 @@ def block_mask(blocks: Blocks, document_BL: Int[Tensor, "B L"]) -> Bool[Tensor, 
 
     The clean columns come first. Padding sees itself, so that no query sees nothing.
     """
-    column_L = torch.arange(document_BL.shape[1])
+    column_L = torch.arange(document_BL.shape[1], device=document_BL.device)
     own_BN1 = document_BL.gather(1, blocks.column_BN)[..., None]
     is_clean_BNL = (column_L <= blocks.anchor_BN[..., None]) & (document_BL[:, None] == own_BN1)
     is_clean_BNL &= blocks.is_real_BN[..., None]
     is_own_BNN = blocks.anchor_BN[:, :, None] == blocks.anchor_BN[:, None]
     is_own_BNN &= blocks.is_real_BN[:, :, None] & blocks.is_real_BN[:, None]
     N = is_own_BNN.shape[1]
-    is_own_BNN |= torch.eye(N, dtype=torch.bool)
+    is_own_BNN |= torch.eye(N, dtype=torch.bool, device=document_BL.device)
     return torch.cat((is_clean_BNL, is_own_BNN), -1)[:, None]
 
 

@@ -35,8 +35,9 @@ class DraftHead(nn.Module):
 
     def forward(self, hidden_MD: Float[Tensor, "M D"], previous_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
         """The hidden states, each told the embedding of the token before the one that it predicts."""
-        told: Tensor = self.up(F.silu(self.down(torch.cat((hidden_MD, previous_MD), -1))))
-        return hidden_MD + told
+        down, up = self.down.weight.to(hidden_MD.dtype), self.up.weight.to(hidden_MD.dtype)
+        told_MD = F.linear(F.silu(F.linear(torch.cat((hidden_MD, previous_MD), -1), down)), up)
+        return hidden_MD + told_MD
 
 
 class Drafter(nn.Module):

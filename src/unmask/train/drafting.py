@@ -11,6 +11,7 @@ the probability; a token that is none of them teaches through the parent's distr
 Letters: B rows, L columns, N masks of a row, M masks in all, D width, W words, J distances in a block.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,20 +112,15 @@ class DraftTrainee(nn.Module):
         return clean_BLD[row_BN, column_BN][is_real_BN], noisy_BND[is_real_BN]
 
 
-def acceptance(
-    agrees_M: Bool[Tensor, " M"], distance_M: Int[Tensor, " M"], *, block_length: int
-) -> tuple[list[float], float]:
-    """The share of masks at each distance that agree with the parent, and the tokens that a round settles if a token is
-    accepted with these chances, one after the other: 1 + a_1 + a_1 a_2 + …
+def chain(shares: Sequence[float]) -> tuple[list[float], float]:
+    """Acceptance by distance, and the tokens that a round settles if a token is accepted with these chances, one after
+    the other: 1 + a_1 + a_1 a_2 + …
 
-    >>> acceptance(torch.tensor([True, False, True]), torch.tensor([1, 1, 2]), block_length=2)
+    >>> chain([0.5, 1.0])
     ([0.5, 1.0], 2.0)
     """
-    shares, reached, total = [], 1.0, 1.0
-    for distance in range(1, block_length + 1):
-        here_M = agrees_M[distance_M == distance]
-        share = float(here_M.double().mean()) if len(here_M) else 0.0
-        shares.append(share)
+    reached, total = 1.0, 1.0
+    for share in shares:
         reached *= share
         total += reached
-    return shares, total
+    return list(shares), total

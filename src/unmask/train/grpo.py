@@ -72,6 +72,7 @@ from unmask.train.rollout import (
 )
 from unmask.train.scoring import Micro
 from unmask.train.settings import as_record
+from unmask.train.step import Trainee
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class _Run:
         self.evaluator, self.write_card, self.quiet = evaluator, write_card, quiet
         self.judge = RewardJudge(stage.reward, executor)
         self.has_evaluator = any(gather_objects(evaluator is not None, world))
-        self.rig = Rig(stage, folder, kind="diffusion", world=world)
+        self.rig = Rig(stage, folder, kind="diffusion", world=world, trainee=Trainee)
         network = self.rig.network
         asked = Model(network.backbone, network.tokenizer, name=network.source, defaults=network.defaults)
         self.prompts = open_prompts(stage.prompts, asked, seed=stage.seed, executor=executor)

@@ -34,6 +34,7 @@ from unmask.train.rig import Rig
 from unmask.train.rollout import pack
 from unmask.train.schedule import lr_factor
 from unmask.train.scoring import Micro, log_probs
+from unmask.train.step import Trainee
 
 RATIO_TOLERANCE = 1e-3
 """How far the log-ratio may be off 0 at the first inner step, where policy and old policy are one."""
@@ -44,7 +45,7 @@ _SUMS = ("loss", "kl", "tokens", "low", "high", "region", "clippable", "spread",
 class Learner:
     """Moves the policy of a rig."""
 
-    def __init__(self, stage: GrpoStage, rig: Rig) -> None:
+    def __init__(self, stage: GrpoStage, rig: Rig[Trainee]) -> None:
         self.stage, self.rig, self.world = stage, rig, rig.world
         self.temperature = stage.policy.score_temperature or _drawn_at(stage)
         self.reference = None

@@ -37,6 +37,7 @@ from unmask.train.step import (
     LEVEL_BINS,
     STATISTICS,
     Batch,
+    Trainee,
     make_batch,
     samples_without_loss,
     share_of_rank,
@@ -87,7 +88,7 @@ class _Run:
         self.stage, self.folder, self.world = stage, folder, world
         self.evaluator, self.quiet = evaluator, quiet
         self.has_evaluator = any(gather_objects(evaluator is not None, world))
-        self.rig = Rig(stage, folder, kind=stage.loss.kind, world=world)
+        self.rig = Rig(stage, folder, kind=stage.loss.kind, world=world, trainee=Trainee)
         self.config, self.trainee = self.rig.config, self.rig.trainee
         self.rig.check_length(stage.data.length, name="data.length")
         check_blocks(stage, self.config)

@@ -8,6 +8,7 @@ import logging
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -43,7 +44,11 @@ class Network:
     """What the model table says that the source is best used with."""
 
 
-def build_network(settings: ModelSettings, *, kind: Kind, lora: LoraSettings | None, seed: int) -> Network:
+NetworkKind = Literal[Kind, "drafter"]
+"""What a network is built for: to be trained on one of the losses, or to be the parent of a drafter."""
+
+
+def build_network(settings: ModelSettings, *, kind: NetworkKind, lora: LoraSettings | None, seed: int) -> Network:
     """Build or load the network, turn its attention, and install mask token and adapters.
 
     Raises SettingsError where the settings leave something open, and what loading a checkpoint raises.
@@ -144,22 +149,29 @@ def init_row(backbone: Backbone, token: int, *, seed: int) -> None:
         weights.append(backbone.lm_head.weight)
     for number, weight_VD in enumerate(weights):
         with torch.no_grad():
-            weight_VD[token] = _usual_row(weight_VD, _normal(weight_VD.shape[1:], seed, "mask row", number))
+            weight_VD[token] = usual_row(weight_VD, seed=seed, number=number)
 
 
-def _usual_row(weight_VD: Float[Tensor, "V D"], noise_D: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+def usual_row(weight_VD: Float[Tensor, "V D"], *, seed: int, number: int = 0) -> Float[Tensor, " D"]:
+    """The start that `init_row` gives, of one matrix."""
+    noise_D = _normal(weight_VD.shape[1:], seed, "mask row", number)
     row_D: Tensor = weight_VD.mean(0) + weight_VD.std(0) * noise_D.to(weight_VD)
     scaled_D: Tensor = row_D * weight_VD.norm(dim=-1).median() / row_D.norm().clamp(min=1e-12)
     return scaled_D
 
 
-def _turned(config: ModelConfig, settings: ModelSettings, tokenizer: Tokenizer, kind: Kind) -> ModelConfig:
+def _turned(config: ModelConfig, settings: ModelSettings, tokenizer: Tokenizer, kind: NetworkKind) -> ModelConfig:
     """The config with the attention and the mask id that the stage asks for."""
     attention = settings.attention or config.attention
     if kind == "autoregressive" and attention != "causal":
         raise SettingsError(
             f"the stage is autoregressive and the network would attend {attention!r}: it would see what it predicts; "
             "set model.attention=causal, or loss.kind=diffusion"
+        )
+    if kind == "drafter" and attention != "causal":
+        raise SettingsError(
+            f"a drafter writes ahead of a causal parent, and this network attends {attention!r}; take an "
+            "autoregressive model as model.source"
         )
     if kind == "diffusion" and attention == "causal":
         raise SettingsError(
@@ -172,7 +184,7 @@ def _turned(config: ModelConfig, settings: ModelSettings, tokenizer: Tokenizer, 
             settings.source,
         )
     mask_id = config.mask_id
-    if mask_id is None and kind == "diffusion":
+    if mask_id is None and kind != "autoregressive":
         mask_id = _mask_id(settings.mask_token, tokenizer, config)
     block_length = settings.block_length if settings.attention else config.block_length
     return replace(config, attention=attention, block_length=block_length, mask_id=mask_id)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,14 @@ from unmask.text.tokenizer import Tokenizer
 from unmask.train import state
 from unmask.train.ema import Ema
 from unmask.train.metrics import ConsoleSink, MetricsLog, open_sinks
-from unmask.train.network import Network, build_network
+from unmask.train.network import Network, NetworkKind, build_network
 from unmask.train.optimiser import build_optimiser, set_lr
 from unmask.train.parallel import World, add_gradients, add_up, clip_gradients, raise_together, shard, wait_for_all
 from unmask.train.schedule import lr_factor
-from unmask.train.settings import Kind, Stage, as_record
-from unmask.train.step import Trainee
+from unmask.train.settings import Stage, as_record
+
+M = TypeVar("M", bound=nn.Module)
+"""What is trained: a module around the network."""
 
 
 class Evaluator(Protocol):
@@ -55,16 +57,18 @@ class Outcome:
     """The last evaluation."""
 
 
-class Rig:
+class Rig(Generic[M]):
     """The network of a stage, ready to be trained."""
 
-    def __init__(self, stage: Stage, folder: Path, *, kind: Kind, world: World) -> None:
+    def __init__(
+        self, stage: Stage, folder: Path, *, kind: NetworkKind, world: World, trainee: Callable[[Backbone], M]
+    ) -> None:
         self.stage, self.folder, self.world = stage, folder, world
         self.network: Network = build_network(stage.model, kind=kind, lora=stage.lora, seed=stage.seed)
         self.config = self.network.backbone.config
         self.architecture = as_record(self.config) | {"lora": as_record(stage.lora)}
         self.precision = _precision(stage.run.precision, world.device)
-        self.trainee = Trainee(self.network.backbone)
+        self.trainee = trainee(self.network.backbone)
         self.network.backbone.checkpoint_layers = stage.run.checkpoint_layers
         if world.layout == "fsdp":
             shard(self.trainee, self.network.backbone.layers, world)

@@ -5,20 +5,32 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from unmask.errors import CheckpointError, DataError, SettingsError
 from unmask.seeds import derive_seed
 from unmask.text.tokenizer import Tokenizer
-from unmask.train.settings import SourceSettings, StageSettings
+from unmask.train.settings import DataSettings, SourceSettings, StageSettings
 
 if TYPE_CHECKING:
     from unmask.data.rows import Mixture, RowSource
 
 _log = logging.getLogger(__name__)
 
+_COUNTED, _AT_ONCE = 20_000_000, 1_000_000  # tokens that are counted for frequencies
 
-def open_mixture(sources: tuple[SourceSettings, ...], stage: StageSettings, tokenizer: Tokenizer) -> "Mixture":
+
+class ReadsRows(Protocol):
+    """What opening sources needs of a stage."""
+
+    @property
+    def data(self) -> DataSettings: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def open_mixture(sources: tuple[SourceSettings, ...], stage: ReadsRows, tokenizer: Tokenizer) -> "Mixture":
     """The rows of some sources, checked against the tokenizer."""
     from unmask.data.rows import Mixture, PackedRows, WindowRows
     from unmask.data.shards import Shards, fingerprint
@@ -79,6 +91,26 @@ def end_tokens(stage: StageSettings) -> int:
             "give all the same"
         )
     return next(iter(found), 0)
+
+
+def frequent_tokens(sources: Sequence[SourceSettings], count: int) -> "list[int] | None":
+    """The most frequent ids of some sources, in rising order, by the first 20 M tokens of each; None for a count of 0,
+    or of as many as there are."""
+    import numpy as np
+
+    from unmask.data.shards import Shards
+
+    opened = [Shards.open(Path(source.path)) for source in sources]
+    size = max((shards.meta.vocab_size for shards in opened), default=0)
+    if not 0 < count < size:
+        return None
+    seen = np.zeros(size, dtype=np.int64)
+    for shards in opened:
+        for start in range(0, min(shards.num_tokens, _COUNTED), _AT_ONCE):
+            ids = shards.tokens(start, min(start + _AT_ONCE, shards.num_tokens))
+            seen += np.bincount(ids, minlength=size)
+    best = np.argsort(-seen, kind="stable")[:count]
+    return sorted(int(token) for token in best)
 
 
 def _pad_id(tokenizer: Tokenizer) -> int:
