@@ -4,7 +4,7 @@ The tasks are drawn from compositions that are in no other split. What is differ
 from the size, and from what went wrong without it (docs/log.md):
 
     learning rate    sixty times the paper's, for a network of 7 M parameters
-    rollouts         all tokens above a confidence of 0.98 in one step, and a prefix cache: a third of the time of one
+    rollouts         all tokens above a confidence of 0.98 in one step, and a prefix cache: a sixth of the time of one
                      token a step, and better answers at temperature 1
     KL               0.2 against the policy of the start, and ratios within 0.8 to 1.2. Without it answers get shorter
                      from phase to phase until none is right, and then no group has a spread that could turn it round
