@@ -10,7 +10,7 @@ from unmask.decode.denoiser import CachedDenoiser
 from unmask.decode.loop import denoise
 from unmask.decode.settings import DecodeSettings
 from unmask.decode.speculative import Speculator
-from unmask.errors import CanvasError
+from unmask.errors import CanvasError, SettingsError
 from unmask.model.drafter import Drafter, DraftHead
 from unmask.model.gate import GatedLinear
 
@@ -167,3 +167,8 @@ def test_rows_in_which_something_is_given_behind_a_hole_are_refused():
     for row in ([1, None, 2, None], [None, None]):
         with pytest.raises(CanvasError, match="writes behind a prompt"):
             run(Speculator(gated(), drafter_of()), [row], GREEDY)
+
+
+def test_the_reference_mode_is_refused():
+    with pytest.raises(SettingsError, match="drafts nothing"):
+        run(Speculator(gated(), drafter_of()), [ROWS[0]], DecodeSettings(mode="reference"))

@@ -112,6 +112,8 @@ def test_settings_that_make_no_drafter_are_refused(data):
         replace(stage_of(data), lora=None)
     with pytest.raises(SettingsError, match="would change the parent"):
         replace(stage_of(data), lora=LoraSettings(rank=4, train_embeddings=True))
+    with pytest.raises(SettingsError, match="have no effect on a drafter"):
+        replace(stage_of(data), evaluation=EvaluationSettings(tasks="synthetic-val"))
     with pytest.raises(SettingsError, match="over each other"):
         DraftSettings(block_length=4, stride=3)
     with pytest.raises(SettingsError, match="learns nothing"):

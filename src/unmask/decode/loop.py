@@ -27,6 +27,7 @@ from unmask.decode.reference import Drawn, ReferenceRule
 from unmask.decode.settings import DecodeSettings
 from unmask.decode.speculative import Speculator
 from unmask.decode.stop import answer_end, open_places_BL
+from unmask.errors import SettingsError
 from unmask.trajectory import Commit, Seen, StepEvent
 
 
@@ -54,6 +55,8 @@ def denoise(
     """
     observe = Observe() if observe is None else observe
     if isinstance(denoiser, Speculator):
+        if settings.mode == "reference":
+            raise SettingsError("the reference mode is Dream's sampler, and drafts nothing; leave `--mode` out")
         return _speculative_steps(
             denoiser,
             canvas,

@@ -66,6 +66,11 @@ class DraftStage(Stage):
             self.lora is None or not self.lora.train_embeddings,
             "lora.train_embeddings would change the parent, which a drafter leaves as it is; set it to false",
         )
+        require(
+            not self.evaluation.tasks and not self.evaluation.prompt,
+            "evaluation.tasks and evaluation.prompt have no effect on a drafter, which never changes what its parent "
+            "writes; leave them out, and give data.heldout for the tokens of a round",
+        )
         require(self.ema is None, "ema has no effect on a drafter; leave it out")
 
     @property
