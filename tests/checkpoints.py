@@ -16,6 +16,9 @@ from torch import Tensor
 from unmask.decode.session import Model
 from unmask.decode.settings import DecodeSettings
 from unmask.model.checkpoint import save_folder
+from unmask.model.drafter import DraftHead
+from unmask.model.drafter_files import save_drafter
+from unmask.model.lora import LoraSettings, add_lora, lora_layers
 from unmask.text.tokenizer import Tokenizer
 
 from doubles import RowDenoiser, Scores, tiny_backbone, tiny_config
@@ -51,6 +54,22 @@ def write_checkpoint(folder: Path, kind: str = "full", **changes: Any) -> Path:
     model = tiny_model(kind, **changes)
     save_folder(model.backbone, folder)
     model.tokenizer.save(folder)
+    return folder
+
+
+def write_drafter(folder: Path, *, block_length: int = 4, seed: int = 0) -> Path:
+    """A random drafter for the causal `tiny_model` of the same seed; it may draft the 256 bytes. Its mask is an id
+    without a token, which the parent may not say either."""
+    model = tiny_model("causal", seed=seed, mask_id=VOCAB_SIZE - 1)
+    backbone, settings = model.backbone, LoraSettings(rank=2, alpha=4.0)
+    add_lora(backbone, settings, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for _, lora in lora_layers(backbone):
+        lora.lora_B.weight.data = 0.3 * torch.randn(lora.lora_B.weight.shape, generator=generator)
+    width = backbone.config.hidden_size
+    backbone.mask_row = torch.nn.Parameter(torch.randn(width, generator=generator))
+    head, words_W = DraftHead(width, 8, seed=seed), torch.arange(256)
+    save_drafter(backbone, head, words_W, folder, settings, block_length=block_length, parent=model.name)
     return folder
 
 
@@ -117,7 +136,10 @@ def scripted(model: Model, scores: Scores) -> Model:
     """The model with its network replaced: a row's ids and a position to the scores of the tokens there."""
 
     class Scripted(Model):
-        def denoiser(self, settings: DecodeSettings | None = None) -> RowDenoiser:
+        def denoiser(self, settings: DecodeSettings) -> RowDenoiser:
+            return self.exact_denoiser()
+
+        def exact_denoiser(self) -> RowDenoiser:
             return RowDenoiser(self.backbone.config, scores)
 
     return Scripted(model.backbone, model.tokenizer, name=model.name)

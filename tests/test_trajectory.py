@@ -61,7 +61,8 @@ def runs(draw: st.DrawFn) -> Trajectory:
             Commit(0, p, draw(st.integers(0, 50)), draw(NUMBERS), draw(NUMBERS), draw(runners)) for p in draw(positions)
         ]
         seen = [(p, draw(NUMBERS), draw(NUMBERS)) for p in draw(positions)]
-        steps.append(Step(commits=commits, remasked=draw(positions), resized=resized, seen=seen))
+        drafted = [(p, draw(st.integers(0, 99))) for p in draw(positions)]
+        steps.append(Step(commits=commits, remasked=draw(positions), resized=resized, seen=seen, drafted=drafted))
     return Trajectory(
         initial_ids=initial,
         steps=steps,
@@ -147,6 +148,14 @@ def test_record_keeps_what_one_row_did() -> None:
     assert [c.token_id for c in run.steps[0].commits] == [8]
     assert run.steps[0].remasked == [0]
     assert run.num_forwards == 1
+
+
+def test_record_keeps_what_was_drafted_for_one_row() -> None:
+    run = small(steps=[])
+    commits = (Commit(0, 1, 7, 0.5, 0.1), Commit(0, 2, 8, 0.5, 0.1), Commit(1, 1, 9, 0.5, 0.1))
+    run.record(StepEvent(step=0, commits=commits, drafted=((0, 1, 7), (0, 2, 5), (1, 1, 9))), row=0)
+    assert [step.drafted for step in run.steps] == [[(1, 7), (2, 5)]]
+    assert run.steps[0].num_accepted == 1
 
 
 def test_record_keeps_what_the_network_had_for_one_row() -> None:
@@ -407,6 +416,8 @@ def test_a_newer_version_is_left_to_a_newer_program(tmp_path: Path) -> None:
         (line(steps=[{"commits": [], "seen": [[1, 1, -1]]}]), "step 1 saw [1.0, -1.0] at 1"),
         (line(steps=[{"commits": [], "seen": [[1, 1, float("inf")]]}]), "step 1 saw [1.0, inf] at 1"),
         (line(steps=[{"commits": [], "seen": [[1, 0.5]]}]), "not enough values"),
+        (line(steps=[{"commits": [], "drafted": [[3, 7]]}]), "step 1 names position 3 in a row of 3"),
+        (line(steps=[{"commits": [], "drafted": [[1]]}]), "not enough values"),
         (line(pieces=[]), "no attribute 'items'"),
         (line(pieces={"5": "\ud83d"}), "the piece of token 5 is no text"),
         (line(seed=float("inf")), "infinity"),

@@ -12,7 +12,8 @@ one JSON object, one row:
 `null` is a masked position. A piece is the text of one token; bytes that are no UTF-8 on their own are kept as lone
 surrogates (Python's `surrogateescape`), so that joining pieces and encoding gives the exact bytes back. What else was
 observed stands in the file only where there is some: a commit's runners-up as its fifth part, `[[id, probability], …]`,
-and a step's `"seen": [[position, confidence, entropy], …]`. A `"label"` names what the run answers, as in a task's id.
+a step's `"seen": [[position, confidence, entropy], …]`, and the `"drafted": [[position, id], …]` that it checked. A
+`"label"` names what the run answers, as in a task's id.
 """
 
 import json
@@ -78,13 +79,20 @@ class Step:
 
     `resized` holds (position, delta) in the order of doing: `delta` masks put in before `position`, or, when negative,
     that many tokens taken out from `position` on. Each position counts in the row as the change before it left it.
-    `seen` is what the network had for the places it was asked about, before any of them was committed.
+    `seen` is what the network had for the places it was asked about, before any of them was committed. `drafted` are
+    the (position, id) that a speculative step checked; those among its commits were accepted.
     """
 
     commits: list[Commit] = field(default_factory=list)
     remasked: list[int] = field(default_factory=list)
     resized: list[tuple[int, int]] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+    drafted: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def num_accepted(self) -> int:
+        """How many drafted tokens were committed as they were drafted."""
+        return len(set(self.drafted) & {(commit.position, commit.token_id) for commit in self.commits})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,7 @@ class Trajectory:
                 commits=[commit for commit in event.commits if commit.row == row],
                 remasked=[position for r, position in event.remasked if r == row],
                 seen=list(event.seen.get(row, ())),
+                drafted=[(position, token) for r, position, token in event.drafted if r == row],
             )
         )
         self.num_forwards += event.num_forwards if row in event.asked else 0
@@ -292,6 +301,8 @@ def _step_to_json(step: Step) -> dict[str, Any]:
         out["remasked"] = step.remasked
     if step.resized:
         out["resized"] = [list(pair) for pair in step.resized]
+    if step.drafted:
+        out["drafted"] = [list(pair) for pair in step.drafted]
     if step.seen:
         out["seen"] = [[position, round(c, 6), round(h, 6)] for position, c, h in step.seen]
     return out
@@ -352,6 +363,7 @@ def _step_from_json(step: Mapping[str, Any]) -> Step:
         remasked=[int(position) for position in step.get("remasked", [])],
         resized=[(int(position), int(delta)) for position, delta in step.get("resized", [])],
         seen=[(int(position), float(c), float(h)) for position, c, h in step.get("seen", [])],
+        drafted=[(int(position), int(token)) for position, token in step.get("drafted", [])],
     )
 
 
@@ -383,7 +395,8 @@ def _check(t: Trajectory) -> None:
             if not 0 <= position <= position + max(-delta, 0) <= length:
                 raise ValueError(f"step {number} resizes position {position} by {delta} in a row of {length}")
             length += delta
-        named = (*step.remasked, *(commit.position for commit in step.commits), *(seen[0] for seen in step.seen))
+        observed = (*(seen[0] for seen in step.seen), *(position for position, _ in step.drafted))
+        named = (*step.remasked, *(commit.position for commit in step.commits), *observed)
         for position in named:
             if not 0 <= position < length:
                 raise ValueError(f"step {number} names position {position} in a row of {length}")

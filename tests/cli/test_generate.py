@@ -24,7 +24,17 @@ from unmask.decode.session import Model, load
 from unmask.model import hub
 from unmask.trajectory import StepEvent
 
-from checkpoints import CHATML, END_ID, VOCAB_SIZE, scripted, spell, tiny_model, write_checkpoint, write_gguf
+from checkpoints import (
+    CHATML,
+    END_ID,
+    VOCAB_SIZE,
+    scripted,
+    spell,
+    tiny_model,
+    write_checkpoint,
+    write_drafter,
+    write_gguf,
+)
 from command_line import Outcome, refusal, start, unmask
 
 PROMPT = "def add(a, b):"
@@ -46,6 +56,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("checkpoints")
     made = {kind: write_checkpoint(place / kind, kind) for kind in ("full", "causal", "block")}
+    made["drafter"] = write_drafter(place / "drafter")
     return made | {"chat": write_checkpoint(place / "chat", "causal", chat=True)}
 
 
@@ -449,7 +460,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--top-p", "nan"), "--top-p nan lies outside (0, 1]; 1 keeps everything"),
         (("--temperature=-1",), "--temperature -1.0 is not a temperature; it must be 0 (greedy) or more"),
         (("--temperature", "inf"), "--temperature inf is not a temperature; it must be 0 (greedy) or more"),
-        (("--policy", "entropi"), "--policy 'entropi' is not known; did you mean entropy?"),
+        (("--policy", "entropi"), "--policy 'entropi' is not known; did you mean entropy or entropy_bound?"),
         (("--mode", "refrence"), "--mode 'refrence' is not known; did you mean reference?"),
         (("--threshold", 0.5), "--threshold 0.5 has no effect with the policy 'entropy'; give `--policy threshold`"),
         (("--eps", 0.5), "--eps belongs to the reference schedule; give `--mode reference` with it"),
@@ -694,3 +705,59 @@ def test_a_package_without_the_weights_is_told_in_one_line(packaged: Path) -> No
     message = refusal("generate", PROMPT, "-m", "tiny")
     assert message.startswith(f"tiny is part of the unmask package, but {packaged} is not there: install unmask again")
     assert "\n" not in message
+
+
+# --- a drafter ----------------------------------------------------------------------------------------------------
+
+
+def test_a_drafter_changes_nothing_but_the_forwards(folders: dict[str, Path], tmp_path: Path) -> None:
+    record = tmp_path / "run.jsonl"
+    plain = generate(folders["causal"], "--temperature", 0.8)
+    drafted = generate(folders["causal"], "--temperature", 0.8, "--drafter", folders["drafter"], "--trajectory", record)
+    assert drafted.text == plain.text
+    assert re.search(r"\d+ tokens drafted and checked, \d+% accepted", drafted.err)
+    assert "drafted" not in plain.err
+    (run,) = trajectories.load(record)
+    assert sum(len(step.drafted) for step in run.steps) > 0
+    resumed = unmask(
+        "generate", "--resume", record, "--at", 2, "-m", folders["causal"], "--drafter", folders["drafter"],
+        "--dtype", "float32",
+    )  # fmt: skip
+    assert resumed.text == plain.text
+
+
+def test_each_decoder_of_a_drafted_model_runs(folders: dict[str, Path]) -> None:
+    with_drafter = ("--drafter", folders["drafter"], "--json")
+    plain = json.loads(generate(folders["causal"], "--json").text)
+    for decoder in ("autoregressive", "speculative"):
+        found = json.loads(generate(folders["causal"], *with_drafter, "--decoder", decoder).text)
+        assert (found["text"], found["num_tokens"]) == (plain["text"], plain["num_tokens"])
+        assert found["settings"]["decoder"] == decoder
+    trusting = ("--decoder", "diffusion", "--policy", "threshold", "--threshold", 1e-9)
+    found = json.loads(generate(folders["causal"], *with_drafter, *trusting).text)
+    assert found["num_forwards"] == 2  # eight places in windows of five
+
+
+def test_a_block_longer_than_the_drafters_is_drafted_and_told(folders: dict[str, Path]) -> None:
+    long = ("--drafter", folders["drafter"], "--block-length", 7)
+    assert "trained for blocks of up to 5, and those of 7 will be drafted worse; the answer is the same" in generate(
+        folders["causal"], *long
+    ).err  # fmt: skip
+    told = generate(folders["causal"], *long, "--decoder", "diffusion", "--policy", "threshold").err
+    assert "will be drafted worse\n" in told
+    assert "no effect here" not in told
+
+
+def test_a_decoder_that_the_model_does_not_have_is_refused(folders: dict[str, Path]) -> None:
+    def refused(kind: str, *more: object) -> str:
+        return refusal("generate", PROMPT, "-m", folders[kind], *SHORT, *more)
+
+    assert "needs a drafter, and" in refused("causal", "--decoder", "speculative")
+    assert "give `--drafter DIR`" in refused("causal", "--decoder", "diffusion")
+    assert "is for causal models, and" in refused("full", "--decoder", "autoregressive")
+    assert "--policy threshold has no effect with `--decoder speculative`" in refused(
+        "causal", "--decoder", "speculative", "--policy", "threshold", "--drafter", folders["drafter"]
+    )
+    assert "did you mean speculative" in refused("causal", "--decoder", "speculation")
+    assert "a drafter is for a causal model" in refused("block", "--drafter", folders["drafter"])
+    assert "no adapter, and a drafter is wanted" in refused("causal", "--drafter", folders["causal"])

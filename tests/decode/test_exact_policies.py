@@ -7,14 +7,22 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from unmask.decode.canvas import Canvas
 from unmask.decode.loop import denoise
-from unmask.decode.policy import gumbel, rank_within_rows, take_above, take_best, take_factor
-from unmask.decode.settings import POLICIES, DecodeSettings
+from unmask.decode.policy import (
+    gumbel,
+    rank_within_rows,
+    take_above,
+    take_best,
+    take_bounded,
+    take_factor,
+    take_frechet,
+)
+from unmask.decode.settings import ADAPTIVE_POLICIES, POLICIES, DecodeSettings
 from unmask.diffusion.schedule import split_steps
 from unmask.seeds import derive_seed
 
@@ -115,11 +123,19 @@ def slow_step(places, ask, settings, size, steps, index, order):
         return {place: answers[place] for place in best[:counted]}
 
     at_least = 1 if settings.steps is None else math.ceil(len(places) / steps_left)
-    enough = 0
+    enough, together, entropies = 0, 0.0, 0.0
     for n, place in enumerate(best, 1):
         confidence = answers[place].confidence
+        together += confidence
         if settings.policy == "threshold":
             enough += confidence >= (settings.threshold or 0.9)
+        elif settings.policy == "frechet":
+            if together - (n - 1) - (1 - confidence) > (0.2 if settings.frechet is None else settings.frechet):
+                enough = n
+        elif settings.policy == "entropy_bound":
+            if entropies <= (0.15 if settings.entropy_bound is None else settings.entropy_bound):
+                enough = n
+            entropies += answers[place].entropy
         elif (n + 1) * (1 - confidence) < (settings.factor or 1.0):
             enough = n
     return {place: answers[place] for place in best[: max(enough, at_least)]}
@@ -133,7 +149,8 @@ def slow_answer(logits, settings, forbidden, uniform):
     ordering = raw if settings.temperature_role == "content" else shaped
     best, second = sorted(ordering, reverse=True)[:2]
     entropy = -sum(p * math.log(p) for p in ordering if p > 0)
-    score = {"entropy": -entropy, "topk_margin": best - second}.get(settings.policy, ordering[token])
+    scores = {"entropy": -entropy, "entropy_bound": -entropy, "topk_margin": best - second}
+    score = scores.get(settings.policy, ordering[token])
     return Answer(token, ordering[token], entropy, score, raw[token])
 
 
@@ -231,7 +248,7 @@ def test_the_models_own_blocks_follow_the_slow_version(policy, config, block_len
     compare(PROMPTS + HOLES, DecodeSettings(policy=policy, block_length=block_length, temperature=0.6), config=config)
 
 
-@pytest.mark.parametrize("policy", ["maskgit_plus", "topk_margin", "entropy", "threshold", "factor"])
+@pytest.mark.parametrize("policy", [*RANKED, *ADAPTIVE_POLICIES])
 @pytest.mark.parametrize("role", ["both", "content", "order"])
 @pytest.mark.parametrize("shaping", [{}, {"top_p": 0.8}, {"top_k": 4}, {"top_p": 0.9, "top_k": 6}])
 def test_the_temperature_acts_where_its_role_says(policy, role, shaping):
@@ -282,6 +299,8 @@ def cases(draw):
         policy_temperature=draw(st.sampled_from([0.0, 0.3])) if policy in RANKED else 0.0,
         threshold=draw(st.sampled_from([None, 0.2, 0.5])) if policy == "threshold" else None,
         factor=draw(st.sampled_from([None, 0.5, 3.0])) if policy == "factor" else None,
+        frechet=draw(st.sampled_from([None, 0.0, 0.6])) if policy == "frechet" else None,
+        entropy_bound=draw(st.sampled_from([None, 0.0, 2.5])) if policy == "entropy_bound" else None,
         top_p=draw(st.sampled_from([None, 0.5, 0.9])),
         top_k=draw(st.sampled_from([None, 1, 5])),
         block_length=block_length,
@@ -320,7 +339,7 @@ def test_blocks_share_the_steps_and_are_filled_one_after_another(policy):
     assert [{(c.position - 2) // 4 for c in event.commits} for event in events] == [{0}, {0}, {1}, {1}, {2}, {2}]
 
 
-@pytest.mark.parametrize("policy", [*RANKED, "left_to_right", "random", "threshold", "factor"])
+@pytest.mark.parametrize("policy", [*RANKED, "left_to_right", "random", *ADAPTIVE_POLICIES])
 def test_steps_beyond_the_masks_are_not_taken(policy):
     denoiser = RowDenoiser(FULL, fixed_scores(torch.zeros(9, VOCABULARY)))
     _, events = run(denoiser, [[1, None, None, None]], DecodeSettings(policy=policy, steps=200))
@@ -526,11 +545,42 @@ def test_the_least_number_is_met_by_the_best_places(confidences, least):
     least_M = torch.full_like(rank_M, least)
     best = set(range(min(least, len(confidences))))
     assert best == set(rank_M[take_best(rank_M, least_M)].tolist())
+    rows_M = torch.zeros_like(rank_M)
     for kept_M in (
+        take_frechet(rank_M, rows_M, confidence_M, delta=0.2, at_least_M=least_M),
+        take_bounded(rank_M, rows_M, 1 - confidence_M, bound=0.1, at_least_M=least_M),
         take_above(rank_M, confidence_M, threshold=0.9, at_least_M=least_M),
         take_factor(rank_M, confidence_M, factor=1.0, at_least_M=least_M),
     ):
         assert best <= set(rank_M[kept_M].tolist())
+
+
+@given(st.integers(1, 12), st.floats(0.25, 1, width=32), st.floats(0, 0.9))
+def test_frechet_is_the_factor_rule_where_all_are_equally_sure(count, confidence, delta):
+    """n c - (n - 1) - (1 - c) = 1 - (n + 1)(1 - c)"""
+    confidence_M, rows_M = torch.full((count,), confidence), torch.zeros(count, dtype=torch.long)
+    rank_M, least_M = torch.arange(count), torch.ones(count, dtype=torch.long)
+    bounds = [abs((n + 1) * (1 - confidence) - (1 - delta)) for n in range(1, count + 1)]
+    assume(min(bounds) > 1e-5)  # one computes in float32, the other in float64
+    expected_M = take_factor(rank_M, confidence_M, factor=1 - delta, at_least_M=least_M)
+    assert torch.equal(take_frechet(rank_M, rows_M, confidence_M, delta=delta, at_least_M=least_M), expected_M)
+
+
+@given(st.lists(CONFIDENCES, min_size=1, max_size=4), st.floats(0, 0.9))
+def test_frechet_commits_what_factor_does_and_more(rows, delta):
+    confidence_M = torch.tensor([c for row in rows for c in row])
+    rows_M = torch.tensor([number for number, row in enumerate(rows) for _ in row])
+    rank_M, least_M = rank_within_rows(rows_M, confidence_M, confidence_M), torch.ones_like(rows_M)
+    few_M = take_factor(rank_M, confidence_M, factor=1 - delta - 1e-5, at_least_M=least_M)
+    many_M = take_frechet(rank_M, rows_M, confidence_M, delta=delta, at_least_M=least_M)
+    assert bool((many_M | ~few_M).all())
+
+
+def test_the_entropy_bound_leaves_the_last_one_out_of_the_sum():
+    entropy_M = torch.tensor([0.1, 0.05, 3.0, 0.02])
+    rank_M, rows_M = torch.tensor([2, 1, 3, 0]), torch.tensor([0, 0, 0, 0])
+    kept_M = take_bounded(rank_M, rows_M, entropy_M, bound=0.071, at_least_M=torch.ones_like(rows_M))
+    assert kept_M.tolist() == [True, True, False, True]
 
 
 def test_factor_one_commits_in_parallel_what_is_surely_the_joint_answer():

@@ -53,7 +53,7 @@ NOT_A_TEMPERATURE = [
     [
         *NOT_A_COUNT,
         *NOT_A_TEMPERATURE,
-        ({"policy": "entropie"}, "--policy 'entropie' is not known; did you mean entropy?"),
+        ({"policy": "entropie"}, "--policy 'entropie' is not known; did you mean entropy or entropy_bound?"),
         ({"policy": "maskgit"}, "did you mean maskgit_plus?"),
         ({"mode": "dream"}, "--mode 'dream' is not known; known: exact, reference"),
         ({"temperature_role": "token"}, "--temperature-role 'token' is not known"),

@@ -12,12 +12,10 @@ from unmask.decode.settings import DecodeSettings
 from unmask.decode.speculative import Speculator
 from unmask.errors import CanvasError, SettingsError
 from unmask.model.drafter import Drafter, DraftHead
-from unmask.model.gate import GatedLinear
 
-from doubles import tiny_backbone, tiny_config
+from doubles import tiny_backbone
+from drafters import CONFIG, MASK, drafter_of, embeddings, gated
 
-MASK = 60
-CONFIG = tiny_config(mask_id=MASK)
 ROWS = [
     [3, 4, 5, *[None] * 17],
     [7, 7, 1, 9, 12, 40, 41, *[None] * 26],
@@ -30,35 +28,11 @@ WARM = DecodeSettings(temperature=0.8, top_p=0.9)
 plain = cache(tiny_backbone)
 
 
-@cache
-def gated():
-    """The same network with a random adapter on every linear layer, and a random row for the mask."""
-    backbone = tiny_backbone(CONFIG)
-    generator = torch.Generator().manual_seed(3)
-    for name, module in list(backbone.named_modules()):
-        if isinstance(module, torch.nn.Linear) and name.startswith("layers"):
-            owner, _, last = name.rpartition(".")
-            A = torch.randn(2, module.in_features, generator=generator)
-            B = 0.3 * torch.randn(module.out_features, 2, generator=generator)
-            setattr(backbone.get_submodule(owner), last, GatedLinear(module, A, B))
-    backbone.mask_row = torch.nn.Parameter(torch.randn(32, generator=generator), requires_grad=False)
-    return backbone
-
-
-def drafter_of(block_length=4):
-    return Drafter(DraftHead(32, 8), *rows(), torch.arange(60), block_length=block_length)
-
-
-def rows():
-    """Embedding of all tokens, and the vocabulary head's rows of the sixty that may be drafted."""
-    return gated().embed_tokens.weight.detach(), gated().lm_head.weight.detach()[:60]
-
-
 class Oracle(Drafter):
     """Reads the future off a finished canvas, wrongly now and then."""
 
     def __init__(self, answers, *, wrong_every, block_length=4):
-        super().__init__(DraftHead(32, 8), *rows(), torch.arange(60), block_length=block_length)
+        super().__init__(DraftHead(32, 8), *embeddings(), torch.arange(60), block_length=block_length)
         self.answers, self.wrong_every, self.count = answers, wrong_every, 0
         self.speculator = None
 

@@ -6,7 +6,7 @@ from unmask.decode.run import Generation, Run
 from unmask.decode.session import Model
 from unmask.decode.settings import DecodeSettings
 
-from checkpoints import tiny_model
+from checkpoints import scripted, spell, tiny_model
 
 KINDS = ("full", "causal", "block")
 LENGTH = 24
@@ -50,6 +50,19 @@ def test_a_stop_string_across_two_steps_is_found(models: dict[str, Model]) -> No
     assert cut.wasted_tokens == 0
     assert cut.finish_reason == "stop"
     assert bool(run.canvas.is_masked_BL.any())
+
+
+def test_the_end_is_the_same_however_many_tokens_a_step_settles(models: dict[str, Model]) -> None:
+    """All of a block in one step, and one token a step from left to right, where the tokens are the same."""
+    text = "a = 1\nb = 2\nc = 3"
+    at_once, one_by_one = (
+        decode(scripted(models["full"], spell(text, start=3)), ["one"], ("b = ",), **how)
+        for how in ({"policy": "threshold", "threshold": 1e-9}, {"policy": "left_to_right"})
+    )
+    (_, (many,)), (_, (single,)) = at_once, one_by_one
+    assert many.text == single.text == "a = 1\nb = "
+    assert (many.num_tokens, many.num_forwards, many.wasted_tokens) == (10, 1, LENGTH - 10)
+    assert (single.num_tokens, single.num_forwards, single.wasted_tokens) == (10, 10, 0)
 
 
 def test_a_stop_string_in_the_prompt_stops_nothing(models: dict[str, Model]) -> None:

@@ -22,6 +22,11 @@ def test_format_is_two_lines_that_name_every_quantity() -> None:
     ]
 
 
+def test_a_run_that_drafted_has_a_line_about_it() -> None:
+    card = replace(CARD, drafted_tokens=200, accepted_tokens=128)
+    assert card.format().splitlines()[2:] == ["200 tokens drafted and checked, 64% accepted"]
+
+
 def test_a_batch_tells_tokens_per_forward_of_one_row_too() -> None:
     assert "3.0 tokens per forward (0.4 a row)" in replace(CARD, rows=8).format()
 

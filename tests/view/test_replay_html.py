@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unmask.trajectory import Commit, Step, Trajectory
@@ -101,6 +101,9 @@ def test_an_event_says_what_the_model_thought() -> None:
 
 
 @given(runs())
+@example(
+    Trajectory(initial_ids=[None, None], steps=[commits((0, 0), (1, 0)), Step(resized=[(0, -1)]), commits((0, 0))])
+)
 @settings(max_examples=30, deadline=None)
 def test_ar_ness_is_at_each_step_what_the_live_meter_read_there(run: Trajectory) -> None:
     shown = data([run])["runs"][0]

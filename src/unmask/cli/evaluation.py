@@ -157,7 +157,7 @@ class Drawing:
         protocol = _enter(folder, protocol, stack)
         log = stack.enter_context(SampleLog(folder / folders.SAMPLES))
         if not self.quiet:
-            tell_ineffective(loaded.backbone.config, cells[0].settings, {*self.axes, *self.settings}, n=self.n)
+            tell_ineffective(loaded, cells[0].settings, {*self.axes, *self.settings}, n=self.n)
             if self.batch_size is not None and (is_infill or cells[0].settings.mode == "reference"):
                 reason = "infilling" if is_infill else "the reference mode"
                 print(f"--batch-size {self.batch_size} has no effect: {reason} draws one by one", file=sys.stderr)
@@ -449,13 +449,14 @@ def _model_facts(loaded: "Model", options: ModelOptions) -> dict[str, Any]:
     from unmask.model import hub
 
     found = hub.resolve(loaded.name, revision=options.revision, offline=True)  # it was loaded, so it is here
-    adapter = options.adapter
+    adapter, drafter = options.adapter, options.drafter
     stated = {"mask_id": options.mask_id, "attention": options.attention, "shift_logits": options.shift_logits}
     return {
         "model": loaded.name,
         "revision": options.revision,
         "weights": fingerprint(found.path),
         "adapter": fingerprint(adapter) if adapter is not None else None,
+        **({"drafter": fingerprint(drafter)} if drafter is not None else {}),
         "stated": {name: value for name, value in stated.items() if value is not None},
         "dtype": str(loaded.backbone.dtype).removeprefix("torch."),
     }

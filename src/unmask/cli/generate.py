@@ -82,7 +82,7 @@ def generate(
         if recorded.model != loaded.name and not quiet:
             print(f"the run was recorded with {recorded.model} and goes on with {loaded.name}", file=sys.stderr)
     if not quiet:
-        output.tell_ineffective(loaded.backbone.config, run.settings, set(settings), n=n)
+        output.tell_ineffective(loaded, run.settings, set(settings), n=n)
     try:
         is_whole = output.watch(run, quiet=quiet, meter=live)
     except BaseException:

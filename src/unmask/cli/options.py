@@ -43,12 +43,20 @@ _SETTINGS: dict[str, Any] = {
         int | None,
         _decoding("--block-length", help="Fill in blocks of N, left to right. [the model's own]", metavar="N"),
     ],
+    "decoder": Annotated[
+        str | None,
+        _decoding(
+            "--decoder",
+            help="autoregressive, speculative or diffusion, of a model with a drafter. [the model's own]",
+            metavar="NAME",
+        ),
+    ],
     "policy": Annotated[
         str | None,
         _decoding(
             "--policy",
-            help="Which positions to commit: entropy, maskgit_plus, topk_margin, threshold, factor, left_to_right, "
-            "random, origin. [entropy]",
+            help="Which positions to commit: entropy, maskgit_plus, topk_margin, threshold, factor, frechet, "
+            "entropy_bound, left_to_right, random, origin. [entropy]",
             metavar="NAME",
         ),
     ],
@@ -59,6 +67,12 @@ _SETTINGS: dict[str, Any] = {
         float | None, _decoding("--threshold", help="Commit all above this confidence. [0.9]", metavar="P")
     ],
     "factor": Annotated[float | None, _decoding("--factor", help="Fast-dLLM's bound. [1.0]", metavar="F")],
+    "frechet": Annotated[
+        float | None, _decoding("--frechet", help="How far the joint bound must be above. [0.2]", metavar="D")
+    ],
+    "entropy_bound": Annotated[
+        float | None, _decoding("--entropy-bound", help="Most entropy committed together, nats. [0.15]", metavar="H")
+    ],
     "temperature": Annotated[
         float | None, _decoding("--temperature", help="Chance in the tokens. [0: greedy]", metavar="T")
     ],
@@ -95,6 +109,9 @@ _MODEL: dict[str, Any] = {
     ],
     "device": Annotated[str | None, _loading("--device", help="auto, cpu, cuda, … [auto]", metavar="DEVICE")],
     "adapter": Annotated[Path | None, _loading("--adapter", help="Folder of a LoRA adapter (PEFT).", metavar="DIR")],
+    "drafter": Annotated[
+        Path | None, _loading("--drafter", help="Folder of a drafter for a causal model.", metavar="DIR")
+    ],
     "mask_id": Annotated[
         int | None, _loading("--mask-id", help="Mask id, where the checkpoint does not say.", metavar="ID")
     ],
@@ -124,6 +141,7 @@ class ModelOptions:
     dtype: str | None = None
     device: str | None = None
     adapter: Path | None = None
+    drafter: Path | None = None
     mask_id: int | None = None
     attention: str | None = None
     shift_logits: bool | None = None
@@ -147,6 +165,7 @@ class ModelOptions:
                 dtype=self.dtype or "auto",
                 device=self.device or "auto",
                 adapter=self.adapter,
+                drafter=self.drafter,
                 override=override,
                 offline=self.offline,
                 report=report,

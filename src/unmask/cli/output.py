@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from unmask.decode.run import Generation, Run
+    from unmask.decode.session import Model
     from unmask.decode.settings import DecodeSettings
-    from unmask.model.config import ModelConfig
 
 
 RUNNERS_UP = 3  # next best tokens that a kept trajectory names for each commit
@@ -84,19 +84,30 @@ def check_writable(path: Path | None, *, option: str = "--trajectory") -> None:
         ) from None
 
 
-def tell_ineffective(config: "ModelConfig", settings: "DecodeSettings", given: set[str], *, n: int) -> None:
-    """Say on stderr which of the given options change nothing with this model and these settings."""
-    if config.attention == "causal":
-        idle = sorted(given & {"policy", "policy_temperature", "threshold", "factor", "steps"})
+def tell_ineffective(model: "Model", settings: "DecodeSettings", given: set[str], *, n: int) -> None:
+    """Say on stderr which of the given options change nothing with this model and these settings, and which go beyond
+    what its drafter was trained for."""
+    from unmask.decode.settings import ADAPTIVE_POLICIES
+
+    config, drafter = model.backbone.config, model.drafter
+    is_in_order = config.attention == "causal" and settings.decoder != "diffusion"
+    if is_in_order:
+        idle = sorted(given & {"policy", "policy_temperature", *ADAPTIVE_POLICIES, "steps"})
         if settings.temperature == 0:
             idle += sorted(given & {"top_p", "top_k"})
         if idle:
             names = ", ".join("--" + name.replace("_", "-") for name in idle)
-            print(
-                f"no effect here: {names} (the model settles one position per forward, left to right)", file=sys.stderr
-            )
+            how = "one position per forward, left to right" if drafter is None else "tokens from left to right"
+            print(f"no effect here: {names} (the model settles {how})", file=sys.stderr)
+    if drafter is not None and (settings.block_length or 0) > drafter.block_length + 1:
+        print(
+            f"the drafter was trained for blocks of up to {drafter.block_length + 1}, and those of "
+            f"{settings.block_length} will be drafted worse"
+            + ("" if settings.decoder == "diffusion" else "; the answer is the same"),
+            file=sys.stderr,
+        )
     is_random = settings.temperature > 0 or settings.policy_temperature > 0 or settings.policy in ("random", "origin")
-    if n > 1 and (settings.temperature == 0 if config.attention == "causal" else not is_random):
+    if n > 1 and (settings.temperature == 0 if is_in_order else not is_random):
         print(f"the {n} answers will be the same: nothing is random at --temperature 0", file=sys.stderr)
 
 
@@ -118,6 +129,7 @@ def print_card(results: Sequence["Generation"], *, first_step: int = 0) -> None:
     forwards_before = max(num_forwards(result.trajectory, steps) for result, steps in zip(results, before, strict=True))
     settled = sum(result.num_tokens + result.wasted_tokens for result in results)
     wasted = sum(result.wasted_tokens for result in results)
+    done = [step for result in results for step in result.trajectory.steps[first_step:]]
     settled_now = max(0, settled - settled_before)
     card = SpeedCard(
         settled_tokens=settled_now,
@@ -126,6 +138,8 @@ def print_card(results: Sequence["Generation"], *, first_step: int = 0) -> None:
         wasted_tokens=min(wasted, settled_now),
         seconds=results[0].seconds,
         rows=len(results),
+        drafted_tokens=sum(len(step.drafted) for step in done),
+        accepted_tokens=sum(step.num_accepted for step in done),
     )
     print(card.format(), file=sys.stderr)
 

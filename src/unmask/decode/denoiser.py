@@ -6,6 +6,8 @@ state at i predicts token i + 1), padding and rotary positions, who sees whom, a
     FullDenoiser    no cache: the whole canvas goes through the network. Any attention kind; the oracle of the other.
     CachedDenoiser  causal and block attention: keys and values of finished blocks are kept, and they are exact, since
                     nothing that comes later can change them. Only the block being filled is computed.
+    DraftedDenoiser  causal attention with a drafter: the first open position from the parent, some behind it from the
+                    drafter (`drafted`).
     PrefixDenoiser  full attention, not exact: keys and values of a row's beginning are kept for some calls although
                     commits behind it would change them (`prefix`).
 
@@ -232,6 +234,16 @@ def window_of(first_A: Tensor, stop_A: Tensor, scratch_column: int) -> tuple[Win
         return Span(first, stop), columns_AT
     columns_AT = torch.where(columns_AT < stop_A[:, None], columns_AT, scratch_column)
     return Ragged(columns_AT, stop), columns_AT
+
+
+def window_through(column_AT: Int[Tensor, "A T"], scratch_column: int) -> tuple[Window, int]:
+    """The window of given columns, and one past the last real one; a span where all rows have the same, side by
+    side."""
+    first, T = int(column_AT[0, 0]), column_AT.shape[1]
+    if bool((column_AT == first + torch.arange(T)).all()):
+        return Span(first, first + T), first + T
+    stop = int(torch.where(column_AT == scratch_column, 0, column_AT).max()) + 1
+    return Ragged(column_AT, stop), stop
 
 
 def forward_window(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unmask.decode.canvas import Canvas, Positions
 from unmask.decode.denoiser import Denoiser
+from unmask.decode.drafted import DraftedDenoiser
 from unmask.decode.policy import (
     Proposal,
     gumbel,
@@ -23,7 +24,9 @@ from unmask.decode.policy import (
     rank_within_rows,
     take_above,
     take_best,
+    take_bounded,
     take_factor,
+    take_frechet,
 )
 from unmask.decode.settings import DecodeSettings
 from unmask.decode.stop import answer_end, open_places_BL
@@ -34,6 +37,8 @@ from unmask.seeds import derive_seed
 
 DEFAULT_THRESHOLD = 0.9
 DEFAULT_FACTOR = 1.0
+DEFAULT_FRECHET = 0.2
+DEFAULT_ENTROPY_BOUND = 0.15
 _COUNTING = ("maskgit_plus", "topk_margin", "entropy", "left_to_right", "random")
 _BLIND = ("origin", "left_to_right", "random")  # these pick places before they see logits
 
@@ -45,6 +50,7 @@ class _Block:
     start: int
     stop: int
     size: int  # positions that were open when the block began
+    left: int  # positions that are open now
     steps: int
     index: int
 
@@ -70,11 +76,13 @@ class ExactRule:
         self._samples = samples
         self._now: dict[int, _Block] = {}
         self._length = block_length_of(denoiser, settings)
+        self._window = denoiser.window_length if isinstance(denoiser, DraftedDenoiser) else canvas.width
         is_aligned = denoiser.config.attention == "block"
         self._blocks = [self._row_blocks(canvas, row, is_aligned) for row in range(canvas.num_rows)]
 
     def open_places(self, canvas: Canvas, step: int) -> Positions | None:
-        """The places to ask about: the open ones of each row's block. None when every row is done.
+        """The places to ask about: the open ones of each row's block, up to a window from the first one where the
+        denoiser has such. None when every row is done.
 
         A policy that needs no logits picks its places here, so the network is asked about no others, and not at all in
         a step that commits nothing.
@@ -85,9 +93,11 @@ class ExactRule:
         self._now = {}
         is_asked_BL = torch.zeros_like(is_open_BL)
         for row in is_open_BL.any(-1).nonzero().flatten().tolist():
-            block = self._block_of(canvas, row, int(is_open_BL[row].int().argmax()), step)
+            first = int(is_open_BL[row].int().argmax())
+            block = self._block_of(is_open_BL[row], canvas.committed_at_BL[row], row, first, step)
             self._now[row] = block
-            is_asked_BL[row, block.start : block.stop] = is_open_BL[row, block.start : block.stop]
+            asked = slice(first, min(block.stop, first + self._window))
+            is_asked_BL[row, asked] = is_open_BL[row, asked]
         places = Positions(*is_asked_BL.nonzero(as_tuple=True))
         return places.where(self._pick_blind(canvas, places, step)) if self.settings.policy in _BLIND else places
 
@@ -104,15 +114,26 @@ class ExactRule:
             score_M = (score_M.double() / self.settings.policy_temperature) + noise_M
         rank_M = rank_within_rows(places.rows_M, score_M, proposal.tie_M)
         budget_M = self._budget(places)
-        if self.settings.policy == "threshold":
-            threshold = DEFAULT_THRESHOLD if self.settings.threshold is None else self.settings.threshold
-            keep_M = take_above(rank_M, proposal.confidence_M, threshold=threshold, at_least_M=budget_M)
-        elif self.settings.policy == "factor":
-            factor = DEFAULT_FACTOR if self.settings.factor is None else self.settings.factor
-            keep_M = take_factor(rank_M, proposal.confidence_M, factor=factor, at_least_M=budget_M)
-        else:
-            keep_M = take_best(rank_M, budget_M)
-        return proposal, keep_M
+        return proposal, self._trusted(places, proposal, rank_M, budget_M)
+
+    def _trusted(
+        self, places: Positions, proposal: Proposal, rank_M: Int[Tensor, " M"], budget_M: Int[Tensor, " M"]
+    ) -> Bool[Tensor, " M"]:
+        """What the policy commits of ranked places: `budget_M` of a row, or as many as it trusts if those are more."""
+        settings, confidence_M = self.settings, proposal.confidence_M
+        if settings.policy == "threshold":
+            threshold = DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold
+            return take_above(rank_M, confidence_M, threshold=threshold, at_least_M=budget_M)
+        if settings.policy == "factor":
+            factor = DEFAULT_FACTOR if settings.factor is None else settings.factor
+            return take_factor(rank_M, confidence_M, factor=factor, at_least_M=budget_M)
+        if settings.policy == "frechet":
+            delta = DEFAULT_FRECHET if settings.frechet is None else settings.frechet
+            return take_frechet(rank_M, places.rows_M, confidence_M, delta=delta, at_least_M=budget_M)
+        if settings.policy == "entropy_bound":
+            bound = DEFAULT_ENTROPY_BOUND if settings.entropy_bound is None else settings.entropy_bound
+            return take_bounded(rank_M, places.rows_M, proposal.entropy_M, bound=bound, at_least_M=budget_M)
+        return take_best(rank_M, budget_M)
 
     def _propose(self, canvas: Canvas, places: Positions, denoiser: Denoiser, step: int) -> Proposal:
         settings = self.settings
@@ -145,7 +166,7 @@ class ExactRule:
         """How many positions each place's row commits now: all of them, or for adaptive policies at least."""
         budgets = {}
         for row, block in self._now.items():
-            masks = int((places.rows_M == row).sum())
+            masks = block.left
             if self.settings.policy in _COUNTING:
                 budget = step_budget(block.size, block.steps, block.index) if block.index < block.steps else masks
             elif self.settings.steps is None:
@@ -194,16 +215,26 @@ class ExactRule:
             f"block takes at least one step; give --steps {blocks} or more, or a larger --block-length"
         )
 
-    def _block_of(self, canvas: Canvas, row: int, column: int, step: int) -> _Block:
+    def _block_of(
+        self, is_open_L: Bool[Tensor, " L"], committed_at_L: Int[Tensor, " L"], row: int, column: int, step: int
+    ) -> _Block:
         start, stop, size, steps = next(block for block in self._blocks[row] if block[0] <= column < block[1])
-        before = canvas.committed_at_BL[row, :start]
+        before = committed_at_L[:start]
         begun = int(before.max()) + 1 if len(before) else 0
-        return _Block(start=start, stop=stop, size=size, steps=steps, index=step - begun)
+        left = int(is_open_L[start:stop].sum())
+        return _Block(start=start, stop=stop, size=size, left=left, steps=steps, index=step - begun)
 
 
 def block_length_of(denoiser: Denoiser, settings: DecodeSettings) -> int | None:
     """The length of a block in this run; None is the whole canvas. Raises SettingsError where the model forbids it."""
     config, given = denoiser.config, settings.block_length
+    if isinstance(denoiser, DraftedDenoiser):
+        if settings.steps is not None:
+            raise SettingsError(
+                f"--steps {settings.steps} cannot be kept where a window moves over the answer; leave it out, and say "
+                "how much a forward settles by `--policy threshold --threshold P`"
+            )
+        return None  # it has a window that moves, and its length is that
     if config.attention == "causal":
         if given not in (None, 1):
             raise SettingsError(

@@ -314,7 +314,7 @@ class CanvasFiller(Filler):
         canvas = model.canvas([self._row()])
         low, high = self._spans()[index]
         columns = torch.arange(low, high) + int(canvas.start_B[0])
-        denoiser = model.denoiser()
+        denoiser = model.exact_denoiser()
         assert config.mask_id is not None
         is_suppressed_V = suppression_mask(denoiser, [*model.undefined_ids, *self._control_ids])
         total = 0.0

@@ -204,7 +204,7 @@ def _bound(
         canvas = model.canvas(rows)
         places = canvas.masked()
         target_M = torch.tensor(block).expand(is_masked_NL.shape)[is_masked_NL]
-        logp_M, _ = _score(model.denoiser(), canvas, places, target_M, None)
+        logp_M, _ = _score(model.exact_denoiser(), canvas, places, target_M, None)
         sums.append(torch.zeros(len(rows), dtype=torch.float64).index_add(0, places.rows_M, logp_M))
     term_N = masks.weight_N * torch.cat(sums)
     return _Bound(

@@ -60,7 +60,7 @@ def propose(
         token = raw.argmax(-1)
     ordering = raw if settings.temperature_role == "content" else shaped
     confidence, spread = token_confidence(ordering, token), entropy(ordering)
-    if settings.policy == "entropy":
+    if settings.policy in ("entropy", "entropy_bound"):
         score = -spread
     elif settings.policy == "topk_margin":
         score = top_margin(ordering)
@@ -134,6 +134,52 @@ def take_factor(
     """
     n = rank_M + 1
     return ((n + 1) * (1 - confidence_M) < factor) | (rank_M < at_least_M)
+
+
+def take_frechet(
+    rank_M: Int[Tensor, " M"],
+    rows_M: Int[Tensor, " M"],
+    confidence_M: Float[Tensor, " M"],
+    *,
+    delta: float,
+    at_least_M: Int[Tensor, " M"],
+) -> Bool[Tensor, " M"]:
+    """The largest n with L_n - U_n > delta (Fast-dLLM++, arXiv 2606.02955), ranks being by confidence.
+
+    L_n = c_1 + … + c_n - (n - 1) is the least probability that the n best tokens can have together (Fréchet), and
+    U_n = 1 - c_n the most that any other choice of them can have. With equal confidences this is `factor` 1 - delta.
+    """
+    lower_M = _sum_up_to(rank_M, rows_M, confidence_M) - rank_M
+    is_trusted_M = lower_M - (1 - confidence_M.double()) > delta  # falls with the rank, so the trusted are the best
+    return is_trusted_M | (rank_M < at_least_M)
+
+
+def take_bounded(
+    rank_M: Int[Tensor, " M"],
+    rows_M: Int[Tensor, " M"],
+    entropy_M: Float[Tensor, " M"],
+    *,
+    bound: float,
+    at_least_M: Int[Tensor, " M"],
+) -> Bool[Tensor, " M"]:
+    """The best places as long as the entropies of those before sum to at most `bound` nats (EB-sampler, arXiv
+    2505.24857), ranks being by entropy, least first. The sum bounds the mutual information of what is committed
+    together, which is what a product of marginals misses."""
+    before_M = _sum_up_to(rank_M, rows_M, entropy_M) - entropy_M.double()
+    return (before_M <= bound) | (rank_M < at_least_M)
+
+
+def _sum_up_to(
+    rank_M: Int[Tensor, " M"], rows_M: Int[Tensor, " M"], value_M: Float[Tensor, " M"]
+) -> Float[Tensor, " M"]:
+    """For each place, the sum of a value over the places of its row up to its rank, in float64 and row by row, so that
+    no row moves another's."""
+    _, row_M = rows_M.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    if not len(row_M):
+        return value_M.double()
+    value_AN = torch.zeros(int(row_M.max()) + 1, int(rank_M.max()) + 1, dtype=torch.float64)
+    value_AN[row_M, rank_M] = value_M.double()
+    return value_AN.cumsum(-1)[row_M, rank_M]
 
 
 def gumbel(uniform_M: Float[Tensor, " M"]) -> Float[Tensor, " M"]:

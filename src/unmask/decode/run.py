@@ -14,6 +14,7 @@ from unmask.decode.denoiser import Denoiser
 from unmask.decode.loop import denoise
 from unmask.decode.observe import Observe
 from unmask.decode.settings import DecodeSettings
+from unmask.decode.speculative import Speculator
 from unmask.decode.stop import StopFinder, answer_end
 from unmask.errors import TextError
 from unmask.text.tokenizer import Tokenizer
@@ -52,7 +53,7 @@ class Run:
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: Denoiser | Speculator,
         canvas: Canvas,
         settings: DecodeSettings,
         *,

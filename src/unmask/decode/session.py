@@ -13,16 +13,20 @@ import torch
 
 from unmask.decode.canvas import Canvas
 from unmask.decode.denoiser import CachedDenoiser, Denoiser, FullDenoiser
+from unmask.decode.drafted import DraftedDenoiser
 from unmask.decode.observe import Observe
 from unmask.decode.prefix import DEFAULT_REFRESH, PrefixDenoiser
 from unmask.decode.run import Generation, Run
-from unmask.decode.settings import DecodeSettings
+from unmask.decode.settings import ADAPTIVE_POLICIES, DecodeSettings
+from unmask.decode.speculative import Speculator
 from unmask.errors import CanvasError, CheckpointError, SettingsError, TextError, TrajectoryError, did_you_mean
 from unmask.model import hub
 from unmask.model.adapter import merge_adapter
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import load_folder, read_json
 from unmask.model.config import Override
+from unmask.model.drafter import Drafter
+from unmask.model.drafter_files import attach_drafter
 from unmask.model.gguf import GGUFFile, load_gguf
 from unmask.model.packed import can_pack, multiplies_bfloat16, pack
 from unmask.model.table import Defaults
@@ -42,6 +46,7 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     adapter: str | Path | None = None,
+    drafter: str | Path | None = None,
     override: Override | None = None,
     offline: bool = False,
     report: hub.Report | None = None,
@@ -49,7 +54,8 @@ def load(
     """Load a checkpoint by table name (`unmask models list`), hub id, folder or .gguf file.
 
     `dtype` "auto" is bfloat16 where the device multiplies it natively and float32 elsewhere. `adapter` is a folder with
-    a LoRA adapter in PEFT's format. `override` states what the checkpoint does not say (mask id, attention, shift).
+    a LoRA adapter in PEFT's format. `drafter` is a folder with a drafter for this causal model, with which it settles
+    several tokens in a forward. `override` states what the checkpoint does not say (mask id, attention, shift).
     Raises UnknownModelError, DownloadError, CheckpointError, TextError.
     """
     where = _device(device)
@@ -66,9 +72,10 @@ def load(
         tokenizer = tokenizer_from_gguf(file.metadata)
     if adapter is not None:
         merge_adapter(backbone, Path(adapter))
+    drafts = None if drafter is None else attach_drafter(backbone, Path(drafter))
     if can_pack(backbone):
         pack(backbone)
-    return Model(backbone, tokenizer, name=found.name, source=found.source, defaults=found.defaults)
+    return Model(backbone, tokenizer, name=found.name, source=found.source, defaults=found.defaults, drafter=drafts)
 
 
 def _check_mask(backbone: Backbone, tokenizer: Tokenizer, *, name: str, override: Override) -> None:
@@ -92,6 +99,9 @@ class Model:
     source: str = ""
     defaults: Defaults = field(default_factory=Defaults)
     """What the model table says it is best used with, for settings that are not given."""
+
+    drafter: Drafter | None = None
+    """What drafts for a causal model; it shares the backbone, which has the drafter's adapter."""
 
     def generate(
         self, prompt: str, *, raw: bool = False, system: str | None = None, runners_up: int = 0, **settings: Any
@@ -250,10 +260,30 @@ class Model:
             observe=Observe(runners_up=runners_up),
         )
 
-    def denoiser(self, settings: DecodeSettings | None = None) -> Denoiser:
-        """A fresh denoiser: cached where that is exact, or as the settings ask."""
-        if settings is not None and settings.cache == "prefix":
+    def denoiser(self, settings: DecodeSettings) -> Denoiser | Speculator:
+        """A fresh denoiser as the settings ask. Raises SettingsError for a decoder that the model does not have."""
+        attention, asked = self.backbone.config.attention, settings.decoder
+        if attention != "causal" and asked not in (None, "diffusion"):
+            raise SettingsError(
+                f"--decoder {asked} is for causal models, and {self.name} has {attention} attention; leave it out, or "
+                "give `--policy left_to_right` for its tokens in that order"
+            )
+        if attention == "causal" and self.drafter is None and asked in ("speculative", "diffusion"):
+            raise SettingsError(
+                f"--decoder {asked} needs a drafter, and {self.name} was loaded without one; give `--drafter DIR`, or "
+                "leave --decoder out"
+            )
+        if self.drafter is not None and asked == "diffusion":
+            return DraftedDenoiser(self.backbone, self.drafter, block_length=settings.block_length)
+        if self.drafter is not None and asked != "autoregressive":
+            longest = None if settings.block_length is None else settings.block_length - 1
+            return Speculator(self.backbone, self.drafter, longest=longest)
+        if settings.cache == "prefix":
             return PrefixDenoiser(self.backbone, refresh=settings.cache_refresh or DEFAULT_REFRESH)
+        return self.exact_denoiser()
+
+    def exact_denoiser(self) -> Denoiser:
+        """A fresh denoiser with the model's own logits, cached where that changes nothing."""
         return (
             FullDenoiser(self.backbone) if self.backbone.config.attention == "full" else CachedDenoiser(self.backbone)
         )
@@ -289,7 +319,7 @@ def resumed_settings(trajectory: Trajectory, changes: dict[str, Any]) -> DecodeS
         )
     recorded = {**trajectory.settings, "seed": trajectory.seed}
     if changes.get("policy", recorded.get("policy")) != recorded.get("policy"):
-        for name in ("threshold", "factor", "policy_temperature"):  # they belonged to the other policy
+        for name in (*ADAPTIVE_POLICIES, "policy_temperature"):  # they belonged to the other policy
             recorded.pop(name, None)
     if changes.get("temperature") == 0:
         recorded.pop("temperature_role", None)

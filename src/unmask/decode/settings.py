@@ -5,14 +5,27 @@ from typing import Literal, get_args
 
 from unmask.errors import SettingsError, did_you_mean
 
+DecoderName = Literal["autoregressive", "speculative", "diffusion"]
 PolicyName = Literal[
-    "origin", "maskgit_plus", "topk_margin", "entropy", "threshold", "factor", "left_to_right", "random"
+    "origin",
+    "maskgit_plus",
+    "topk_margin",
+    "entropy",
+    "threshold",
+    "factor",
+    "frechet",
+    "entropy_bound",
+    "left_to_right",
+    "random",
 ]
 Mode = Literal["exact", "reference"]
 TemperatureRole = Literal["both", "content", "order"]
 CacheName = Literal["prefix"]
 
 POLICIES: tuple[str, ...] = get_args(PolicyName)
+ADAPTIVE_POLICIES = ("threshold", "factor", "frechet", "entropy_bound")
+"""Those that commit as many positions as they trust; each has a setting of its own name."""
+
 REFERENCE_POLICIES = ("origin", "maskgit_plus", "topk_margin", "entropy")
 
 
@@ -23,9 +36,14 @@ class DecodeSettings:
     max_new_tokens: int = 256
     """Tokens that an answer may have; the number of masks that are laid out behind the prompt."""
 
+    decoder: DecoderName | None = None
+    """How a causal model with a drafter writes: one token a step (`autoregressive`), drafting and checking in the same
+    forward (`speculative`, the same tokens), or taking the drafter's tokens as the policy says (`diffusion`). None:
+    `speculative` where there is a drafter, else what the model's attention is made for."""
+
     steps: int | None = None
     """Forward passes that an answer may take. None: one per position for the counting policies, as many as needed for
-    `threshold` and `factor`."""
+    the adaptive ones."""
 
     block_length: int | None = None
     """Positions per block; blocks are filled from left to right. None: the model's own block length, 1 for a causal
@@ -33,8 +51,8 @@ class DecodeSettings:
 
     policy: PolicyName = "entropy"
     """Which open positions a step commits: those with the best score (`maskgit_plus`, `topk_margin`, `entropy`), all
-    above `threshold`, as many as `factor` allows, the leftmost, random ones, or each with the schedule's probability
-    (`origin`)."""
+    above `threshold`, as many as `factor`, `frechet` or `entropy_bound` allow, the leftmost, random ones, or each with
+    the schedule's probability (`origin`)."""
 
     policy_temperature: float = 0.0
     """0 takes the best-scored positions; above 0 they are drawn without replacement from
@@ -46,6 +64,14 @@ class DecodeSettings:
     factor: float | None = None
     """`factor` commits the n best with (n + 1)(1 - confidence of the n-th) < factor; 1.0 when None (the same
     paper)."""
+
+    frechet: float | None = None
+    """`frechet` commits the n best while (sum of their confidences - (n - 1)) - (1 - the n-th one) > frechet; 0.2 when
+    None (Fast-dLLM++, arXiv 2606.02955)."""
+
+    entropy_bound: float | None = None
+    """`entropy_bound` commits positions of least entropy while the entropies of all but the last sum to at most this,
+    in nats; 0.15 when None (EB-sampler, arXiv 2505.24857)."""
 
     temperature: float = 0.0
     """0 is greedy. Acts before the score, so it moves the order as well as the tokens; see `temperature_role`."""
@@ -78,6 +104,7 @@ class DecodeSettings:
 
     def __post_init__(self) -> None:
         for name, known in (
+            ("decoder", (None, *get_args(DecoderName))),
             ("policy", POLICIES),
             ("mode", get_args(Mode)),
             ("temperature_role", get_args(TemperatureRole)),
@@ -102,16 +129,22 @@ class DecodeSettings:
                 raise SettingsError(f"{_flag(name)} {value} lies outside (0, 1]; {_NEAREST[name]}")
         if self.factor is not None and not 0 < self.factor < float("inf"):
             raise SettingsError(f"--factor {self.factor} is not positive; 1.0 is the bound of Fast-dLLM's theorem")
+        if self.frechet is not None and not 0 <= self.frechet < 1:
+            raise SettingsError(f"--frechet {self.frechet} lies outside [0, 1); 0.2 is usual, 0 commits most")
+        if self.entropy_bound is not None and not 0 <= self.entropy_bound < float("inf"):
+            raise SettingsError(
+                f"--entropy-bound {self.entropy_bound} is no sum of entropies; it must be 0 or more, and 0.15 is usual"
+            )
         self._check_pairs()
 
     def _check_pairs(self) -> None:
-        for name in ("threshold", "factor"):
+        for name in ADAPTIVE_POLICIES:
             if getattr(self, name) is not None and self.policy != name:
                 raise SettingsError(
-                    f"--{name} {getattr(self, name)} has no effect with the policy {self.policy!r}; "
-                    f"give `--policy {name}` or leave --{name} out"
+                    f"{_flag(name)} {getattr(self, name)} has no effect with the policy {self.policy!r}; "
+                    f"give `--policy {name}` or leave {_flag(name)} out"
                 )
-        if self.policy_temperature > 0 and self.policy in ("origin", "threshold", "factor", "left_to_right", "random"):
+        if self.policy_temperature > 0 and self.policy in (*ADAPTIVE_POLICIES, "origin", "left_to_right", "random"):
             raise SettingsError(
                 f"--policy-temperature {self.policy_temperature} has no effect with the policy {self.policy!r}, which "
                 "does not rank positions by a score; use it with maskgit_plus, topk_margin or entropy"
@@ -130,10 +163,30 @@ class DecodeSettings:
                 f"--cache {self.cache} counts the steps of a row, and the policy origin passes over rows in some; "
                 "leave --cache out, or take another policy"
             )
+        self._check_decoder()
         if self.mode == "reference":
             self._check_reference()
         elif self.eps != 1e-3:
             raise SettingsError("--eps belongs to the reference schedule; give `--mode reference` with it")
+
+    def _check_decoder(self) -> None:
+        """What a decoder would pass over is refused; `policy` has a default, so its default cannot be told from it."""
+        if self.decoder in (None, "diffusion"):
+            return
+        idle = {
+            "policy": self.policy not in ("entropy", "left_to_right"),
+            "policy_temperature": self.policy_temperature > 0,
+            "steps": self.steps is not None,
+            "cache": self.cache is not None,
+            "block_length": self.decoder == "autoregressive" and self.block_length not in (None, 1),
+            "mode": self.mode != "exact",
+        }
+        for name, is_given in idle.items():
+            if is_given:
+                raise SettingsError(
+                    f"{_flag(name)} {getattr(self, name)} has no effect with `--decoder {self.decoder}`, which settles "
+                    f"tokens from left to right; leave {_flag(name)} out, or give `--decoder diffusion`"
+                )
 
     def _check_reference(self) -> None:
         if self.policy not in REFERENCE_POLICIES:

@@ -24,18 +24,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unmask.decode.canvas import Canvas, Positions
-from unmask.decode.denoiser import check_fit
+from unmask.decode.denoiser import check_fit, window_through
 from unmask.decode.draft_plan import Plan, column_cost, plan
 from unmask.decode.policy import Proposal, propose
 from unmask.decode.settings import DecodeSettings
 from unmask.diffusion.logits import suppress_
 from unmask.errors import CanvasError
 from unmask.model.backbone import Backbone
-from unmask.model.cache import KVCache, Ragged, Span, Window
+from unmask.model.cache import KVCache, Ragged, Span
 from unmask.model.drafter import Drafter
 from unmask.seeds import derive_seed
 
@@ -67,10 +67,14 @@ class Round:
 
 
 class Speculator:
-    """Decodes the rows of a canvas behind their prompts, a round at a time."""
+    """Decodes the rows of a canvas behind their prompts, a round at a time.
 
-    def __init__(self, backbone: Backbone, drafter: Drafter) -> None:
+    `longest` is the most tokens of a draft; None: as many as the drafter was trained for.
+    """
+
+    def __init__(self, backbone: Backbone, drafter: Drafter, *, longest: int | None = None) -> None:
         self.backbone, self.drafter = backbone, drafter
+        self.longest = drafter.block_length if longest is None else longest
         self.config, self.device = backbone.config, backbone.device
         self.num_forwards = 0
         self.positions_computed = 0
@@ -90,7 +94,7 @@ class Speculator:
             if first == 0 or not bool(is_masked_L[first:].all()):
                 raise CanvasError(
                     "speculative decoding writes behind a prompt, and here is given text behind a hole or none before "
-                    "it; leave `--decoder` out"
+                    "it; give `--decoder autoregressive`"
                 )
             self._rows[row] = _Row(settled=start + first - 1)
         most = self._most_columns()
@@ -120,7 +124,7 @@ class Speculator:
         cost = column_cost(len(rows))
         for row, state in zip(rows, states, strict=True):
             room = int((places.rows_M == row).sum())
-            state.plan = plan(state.surety, rate=state.rate, longest=self.drafter.block_length, cost=cost, room=room)
+            state.plan = plan(state.surety, rate=state.rate, longest=self.longest, cost=cost, room=room)
         hidden_ATD, block_at = self._forward(canvas, rows, states)
         checked = [(place, slot) for place, state in enumerate(states) for slot in range(state.plan.checked + 1)]
         place_M, slot_M = (torch.tensor(values) for values in zip(*checked, strict=True))
@@ -155,8 +159,7 @@ class Speculator:
 
     def _most_columns(self) -> int:
         """Columns that the widest round may take beside those that it settles."""
-        longest = self.drafter.block_length
-        return 1 + longest + (longest + 1) * longest
+        return 1 + self.longest + (self.longest + 1) * self.longest
 
     def _forward(
         self, canvas: Canvas, rows: list[int], states: list[_Row]
@@ -197,7 +200,7 @@ class Speculator:
                 own_AT2[a, here] = torch.tensor([column, column + masks])
                 slot, column = slot + masks, column + masks
             block_at.append(begins)
-        window, stop = _window(column_AT, scratch)
+        window, stop = window_through(column_AT, scratch)
         key_S = torch.arange(stop)
         start_A11 = canvas.start_B[rows][:, None, None]
         is_before_ATS = (key_S >= start_A11) & (key_S <= sees_AT[..., None])
@@ -226,7 +229,7 @@ class Speculator:
             T = int((stop_A - done_A).max())
             column_AT = done_A[:, None] + torch.arange(T)
             column_AT = torch.where(column_AT < stop_A[:, None], column_AT, cache.scratch_column)
-            window, stop = _window(column_AT, cache.scratch_column)
+            window, stop = window_through(column_AT, cache.scratch_column)
             is_real_AT = column_AT < cache.scratch_column
             inside_AT = column_AT.clamp(max=canvas.width - 1)
             ids_AT = torch.where(is_real_AT, canvas.ids_BL.gather(1, inside_AT), 0)
@@ -297,12 +300,3 @@ class Speculator:
             masks = state.plan.masks[i]
             state.settled += i + 1
             state.draft, state.surety = drafts[a][:masks], sureties[a][:masks]
-
-
-def _window(column_AT: Int[Tensor, "A T"], scratch: int) -> tuple[Window, int]:
-    """The columns to compute and one past the last; a span where all rows have the same ones, side by side."""
-    first, T = int(column_AT[0, 0]), column_AT.shape[1]
-    if bool((column_AT == first + torch.arange(T)).all()):
-        return Span(first, first + T), first + T
-    stop = int(torch.where(column_AT == scratch, 0, column_AT).max()) + 1
-    return Ragged(column_AT, stop), stop

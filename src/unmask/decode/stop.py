@@ -33,9 +33,9 @@ def open_places_BL(canvas: Canvas, end_B: Int[Tensor, " B"]) -> Bool[Tensor, "B 
 class StopFinder:
     """Watches the settled beginnings of answers for stop strings.
 
-    A row is stopped at its first masked column, so everything that a cut at the string would keep has settled already,
-    and settled tokens never change: the cut text is what it would have been. Only the last tokens are looked at again
-    when more have settled.
+    A row is stopped behind the first token that completes a string, so everything that a cut at the string would keep
+    has settled already, and settled tokens never change: the cut text is what it would have been, and the end is the
+    same however many tokens a step settles. Only the last tokens are looked at again when more have settled.
     """
 
     _TOKENS_BEFORE = 32
@@ -56,7 +56,13 @@ class StopFinder:
             if settled <= self._seen_B[row] or int(canvas.stop_B[row]) < int(canvas.end_B[row]):
                 continue
             begin = max(self._first_B[row], self._seen_B[row] - self._TOKENS_BEFORE)
-            text = self._decode(canvas.ids_BL[row, begin:settled].tolist())
-            self._seen_B[row] = settled
-            if any(string in text for string in self._strings):
-                canvas.stop_B[row] = settled
+            ids = canvas.ids_BL[row, begin:settled].tolist()
+            seen, self._seen_B[row] = self._seen_B[row], settled
+            if self._has_stop(ids):
+                canvas.stop_B[row] = next(
+                    stop for stop in range(seen + 1, settled + 1) if self._has_stop(ids[: stop - begin])
+                )
+
+    def _has_stop(self, ids: Sequence[int]) -> bool:
+        text = self._decode(ids)
+        return any(string in text for string in self._strings)

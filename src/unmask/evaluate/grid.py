@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unmask.decode.settings import DecodeSettings
+from unmask.decode.settings import ADAPTIVE_POLICIES, DecodeSettings
 from unmask.errors import SettingsError, did_you_mean
 
 ONLY = "only"
@@ -19,7 +19,7 @@ _TYPES: dict[str, type] = {"temperature": float, "steps": int, "max_new_tokens":
 AXES: tuple[str, ...] = tuple(_TYPES)
 """The settings that may be lists."""
 
-_OF_POLICY = ("threshold", "factor", "policy_temperature")  # settings that only some policies have
+_OF_POLICY = (*ADAPTIVE_POLICIES, "policy_temperature")  # settings that only some policies have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

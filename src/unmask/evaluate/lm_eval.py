@@ -37,11 +37,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LOAD: dict[str, type] = {
-    "revision": str, "dtype": str, "device": str, "adapter": str, "offline": bool, "mask_id": int, "attention": str,
+    "revision": str, "dtype": str, "device": str, "adapter": str, "drafter": str, "offline": bool, "mask_id": int,
+    "attention": str,
 }  # fmt: skip
 _DECODE: dict[str, type] = {
     "max_new_tokens": int, "steps": int, "block_length": int, "policy": str, "policy_temperature": float,
-    "threshold": float, "factor": float, "temperature": float, "temperature_role": str, "top_p": float, "top_k": int,
+    "threshold": float, "factor": float, "frechet": float, "entropy_bound": float, "decoder": str,
+    "temperature": float, "temperature_role": str, "top_p": float, "top_k": int,
     "cache": str, "cache_refresh": int, "mode": str, "eps": float, "seed": int,
 }  # fmt: skip
 _OWN: dict[str, type] = {"mc_num": int, "batch_size": int, "truncate": bool}

@@ -59,6 +59,11 @@ class Drafter(nn.Module):
         self.rows_WD = rows_WD  # of the parent's vocabulary head
         self.words_W = words_W
 
+    def scores(self, hidden_AD: Float[Tensor, "A D"], previous_A: Int[Tensor, " A"]) -> Float[Tensor, "A W"]:
+        """Logits of the words, in float32, behind the token `previous_A`."""
+        z_AD = self.head(hidden_AD, self.embedding_VD[previous_A].to(hidden_AD.dtype))
+        return F.linear(z_AD, self.rows_WD).float()
+
     def read(
         self, hidden_AJD: Float[Tensor, "A J D"], known_A: Int[Tensor, " A"]
     ) -> tuple[Int[Tensor, "A J"], Float[Tensor, "A J"]]:
@@ -66,8 +71,7 @@ class Drafter(nn.Module):
         tokens, sureties = [], []
         previous_A = known_A
         for j in range(hidden_AJD.shape[1]):
-            z_AD = self.head(hidden_AJD[:, j], self.embedding_VD[previous_A].to(hidden_AJD.dtype))
-            logp_AW = F.linear(z_AD, self.rows_WD).float().log_softmax(-1)
+            logp_AW = self.scores(hidden_AJD[:, j], previous_A).log_softmax(-1)
             best_A = logp_AW.argmax(-1)
             previous_A = self.words_W[best_A]
             tokens.append(previous_A)

@@ -100,6 +100,12 @@ def save_drafter(
         ) from error
 
 
+def holds_drafter(folder: Path) -> bool:
+    """Whether a whole drafter was written there: what makes an adapter one is written last."""
+    path = folder / _CONFIG
+    return path.is_file() and isinstance(read_json(path).get(_KEY), dict)
+
+
 def read_info(folder: Path) -> DrafterInfo:
     """What the folder says of the drafter. Raises CheckpointError for one that holds none."""
     path = folder / _CONFIG
@@ -116,10 +122,16 @@ def read_info(folder: Path) -> DrafterInfo:
 def attach_drafter(backbone: Backbone, folder: Path) -> Drafter:
     """Put a drafter into its parent, in place and before packing. What the parent says is unchanged.
 
-    Raises CheckpointError for a folder that holds no drafter, and for one that belongs to another parent.
+    Raises CheckpointError for a folder that holds no drafter, one that belongs to another parent, and a network that is
+    not causal.
     """
     if any(isinstance(module, PackedLinear) for module in backbone.modules()):
         raise CheckpointError("the network is packed, and its layers cannot be gated any more; attach first, then pack")
+    if backbone.config.attention != "causal":
+        raise CheckpointError(
+            f"a drafter is for a causal model, and this one has {backbone.config.attention} attention, so that it "
+            "settles several tokens in a forward without one; leave `--drafter` out"
+        )
     info, settings = read_info(folder), read_settings(folder)
     mark = mark_of(backbone)
     if info.parent_mark != mark:

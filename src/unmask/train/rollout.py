@@ -27,7 +27,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unmask.analyze.ar_ness import global_ar_ness, local_ar_ness
-from unmask.decode.settings import CacheName, DecodeSettings, PolicyName, TemperatureRole
+from unmask.decode.settings import ADAPTIVE_POLICIES, CacheName, DecodeSettings, PolicyName, TemperatureRole
 from unmask.errors import DataError, SettingsError
 from unmask.seeds import derive_seed
 from unmask.train.settings import require
@@ -72,6 +72,12 @@ class RolloutSettings:
     factor: float | None = None
     """Of the policy `factor`."""
 
+    frechet: float | None = None
+    """Of the policy `frechet`."""
+
+    entropy_bound: float | None = None
+    """Of the policy `entropy_bound`, nats."""
+
     steps: int | None = None
     """Forward passes that an answer may take; None: one per token."""
 
@@ -108,7 +114,7 @@ class RolloutSettings:
 
     def decoding(self, *, max_new_tokens: int, seed: int) -> DecodeSettings:
         """The settings of the loop."""
-        names = ("temperature", "temperature_role", "top_p", "policy", "policy_temperature", "threshold", "factor")
+        names = ("temperature", "temperature_role", "top_p", "policy", "policy_temperature", *ADAPTIVE_POLICIES)
         given = {name: getattr(self, name) for name in (*names, "steps", "block_length", "cache", "cache_refresh")}
         try:
             return DecodeSettings(**given, max_new_tokens=max_new_tokens, seed=seed)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from unmask.analyze.bootstrap import Mean
 from unmask.analyze.groups import Analysis, RunGroup
 from unmask.analyze.order import commit_steps
+from unmask.decode.settings import ADAPTIVE_POLICIES
 from unmask.evaluate.result import CellResult, Result
 from unmask.view.figures import Curve, NothingToDraw, save
 from unmask.view.figures_order import ar_ness_curves, entropy_sink, order_map
@@ -83,10 +84,10 @@ def curve(label: str, means: Mapping[int, Mean]) -> Curve:
     )
 
 
-_AXES = ("temperature", "policy", "steps", "max_new_tokens", "threshold", "factor")
+_AXES = ("temperature", "policy", "steps", "max_new_tokens", *ADAPTIVE_POLICIES)
 """Settings in which the cells of evaluations differ; others follow from these."""
 
-_SPEED = ("steps", "threshold", "factor")
+_SPEED = ("steps", *ADAPTIVE_POLICIES)
 """Those of them that say how many places a step settles, and so how many forwards an answer takes."""
 
 Called = tuple[Result, str]

@@ -22,6 +22,8 @@ class SpeedCard:
     >>> print(card.format())
     22.5 settled tokens/s: 90 tokens in 4.0 s, 25% wasted after the end
     40 forwards, 2.2 tokens per forward, 9,600 positions computed
+
+    A run that drafted (`drafted_tokens` above 0) has a third line with the share that was accepted.
     """
 
     settled_tokens: int
@@ -30,6 +32,8 @@ class SpeedCard:
     wasted_tokens: int
     seconds: float
     rows: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def answer_tokens(self) -> int:
@@ -56,8 +60,14 @@ class SpeedCard:
         return (
             f"{rate} settled tokens/s: {_counted(self.answer_tokens, 'token')} in {took}, {self._wasted()}\n"
             f"{_counted(self.num_forwards, 'forward')}, {self._per_forward()}, "
-            f"{_counted(self.positions_computed, 'position')} computed"
+            f"{_counted(self.positions_computed, 'position')} computed{self._drafted()}"
         )
+
+    def _drafted(self) -> str:
+        if not self.drafted_tokens:
+            return ""
+        share = _ratio(self.accepted_tokens, self.drafted_tokens)
+        return f"\n{_counted(self.drafted_tokens, 'token')} drafted and checked, {share:.0%} accepted"
 
     def _per_forward(self) -> str:
         one_row = f" ({self.tokens_per_forward / self.rows:.1f} a row)" if self.rows > 1 else ""

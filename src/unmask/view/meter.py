@@ -52,8 +52,8 @@ class FrameMeter:
                 return
             if frame.step <= before.step or len(frame.ids) != len(before.ids):
                 self._forget()
-            elif frame.given != before.given:  # a given position was masked again: it has been open all along
-                self._meter = None
+            elif frame.given != before.given or any(before.ids[position] is not None for position in frame.new):
+                self._meter = None  # a position that had a token was open after all: it has been so all along
         undone = {position for position in self._settled if frame.ids[position] is None or position in frame.new}
         if undone:
             self._steps = [[position for position in step if position not in undone] for step in self._steps]
