@@ -105,6 +105,12 @@ def test_the_rules_second_percentiles_are_the_papers_and_the_released_programs()
     assert SelectSettings(std_percentile=10).std_from == 10
 
 
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=1, max_size=4), max_size=8))
+def test_mixed_keeps_the_tasks_whose_answers_differ(rates: list[list[float]]) -> None:
+    expected = [place for place, of_task in enumerate(rates) if min(of_task) < max(of_task)]
+    assert choose(rates, SelectSettings(rule="mixed")) == expected
+
+
 def test_equal_rates_are_equal_at_a_threshold_whatever_their_last_digit() -> None:
     rates = [[0.1, 0.1, 0.1], [0.3, 0.0, 0.0], [0.0, 0.1, 0.2], [0.3] * 3]
     assert choose(rates, SelectSettings(mean_percentile=0, std_percentile=0)) == [0, 1, 2]
@@ -374,7 +380,8 @@ def test_a_pass_rate_that_is_no_share_is_refused_with_its_line(tmp_path: Path) -
         ({"std_percentile": -1}, "std_percentile=-1: a percentile lies between 0 and 100"),
         ({"mean_percentile": float("nan")}, "mean_percentile=nan: a percentile lies between 0 and 100"),
         ({"min_pass": 5}, "min_pass=5: give a share of the tests, between 0 and 1"),
-        ({"rule": "papers"}, "rule='papers' is not known; did you mean paper? (known: paper, as-coded)"),
+        ({"rule": "papers"}, "rule='papers' is not known; did you mean paper? (known: paper, as-coded, mixed)"),
+        ({"rule": "mixed", "std_percentile": 50}, "std_percentile=50 has no effect with the rule mixed"),
         ({"dedup": "fuzzy"}, "dedup='fuzzy': give one of exact, near, none"),
     ],
 )

@@ -107,13 +107,14 @@ def select(
         str,
         typer.Option(
             "--rule",
-            help="paper (of the hardest fifth the 40 % with most spread), or as-coded (spread as among all tasks).",
+            help="paper (of the hardest fifth the 40 % with most spread), as-coded (spread as among all tasks), or "
+            "mixed (all whose answers differ).",
             metavar="NAME",
         ),
     ] = "paper",
     mean_percentile: Annotated[
-        float, typer.Option("--mean-percentile", help="Keep means up to this percentile.", metavar="P")
-    ] = 20.0,
+        float | None, typer.Option("--mean-percentile", help="Keep means up to this percentile. [20]", metavar="P")
+    ] = None,
     std_percentile: Annotated[
         float | None,
         typer.Option(

@@ -8,6 +8,9 @@ section 4 and appendix) chose its tasks from AceCode so, and its paper and its r
     as-coded   tasks whose mean is at most the 20th percentile of all means, and whose deviation is at least the 40th
                percentile of the deviations of *all* tasks, easy ones included
 
+    mixed      tasks that some answers passed and others failed: a group of rollouts on any other is likely to be of one
+               kind, and teaches nothing. Ours
+
 "Of those" is our reading of the paper's words. Both counted the answers of AceCode's models `qwen_coder_2.5` and
 `llama3_instruct`. Comparisons are ≤ and ≥, so that tasks equal to a threshold stay. Percentiles are numpy's default,
 linear between the two nearest ranks. Neither rule demands that any answer passed: `min_pass` does.
@@ -31,7 +34,7 @@ from unmask.data.task import Task
 from unmask.errors import SettingsError, TaskError, did_you_mean
 from unmask.text.chat import Message
 
-Rule = Literal["paper", "as-coded"]
+Rule = Literal["paper", "as-coded", "mixed"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 _STD_PERCENTILE: dict[str, float] = {"paper": 60.0, "as-coded": 40.0}
 Report = Callable[[str, int, float | None], None]
@@ -44,11 +47,12 @@ class SelectSettings:
 
     rule: Rule = "paper"
 
-    mean_percentile: float = 20.0
-    """Tasks up to this percentile of the means stay."""
+    mean_percentile: float | None = None
+    """Tasks up to this percentile of the means stay; None: 20. Not for `mixed`."""
 
     std_percentile: float | None = None
-    """Tasks from this percentile of the deviations on stay; None: 60 for `paper`, 40 for `as-coded`."""
+    """Tasks from this percentile of the deviations on stay; None: 60 for `paper`, 40 for `as-coded`. Not for
+    `mixed`."""
 
     min_pass: float = 0.0
     """What the best recorded answer has to pass at least, a share of the tests; 0 asks nothing."""
@@ -73,10 +77,20 @@ class SelectSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 100:
                 raise SettingsError(f"{name}={value:g}: a percentile lies between 0 and 100; the paper's rule has 20")
+            if value is not None and self.rule == "mixed":
+                raise SettingsError(
+                    f"{name}={value:g} has no effect with the rule mixed, which asks only whether answers differ; "
+                    "leave it out, or take the rule paper"
+                )
         if not 0 <= self.min_pass <= 1:
             raise SettingsError(f"min_pass={self.min_pass:g}: give a share of the tests, between 0 and 1")
         if self.dedup not in DEDUPS:
             raise SettingsError(f"dedup={self.dedup!r}: give one of {', '.join(DEDUPS)}")
+
+    @property
+    def mean_to(self) -> float:
+        """The percentile of the means up to which tasks stay."""
+        return 20.0 if self.mean_percentile is None else self.mean_percentile
 
     @property
     def std_from(self) -> float:
@@ -154,19 +168,25 @@ def choose(rates: Sequence[Sequence[float]], settings: SelectSettings, *, report
     [2]
     >>> choose(rates, SelectSettings(mean_percentile=50, rule="as-coded"))
     [1, 2]
+    >>> choose(rates, SelectSettings(rule="mixed"))
+    [1, 2, 3]
     """
     if not rates:
         return []
     means, stds = zip(*map(_mean_and_std, rates), strict=True)
     told = report or (lambda *_: None)
-    highest = percentile(means, settings.mean_percentile)
-    left = [place for place, mean in enumerate(means) if mean <= highest]
-    told(f"mean up to percentile {settings.mean_percentile:g}", len(left), highest)
-    compared = stds if settings.rule == "as-coded" else [stds[place] for place in left]
-    lowest = percentile(compared, settings.std_from)
-    left = [place for place in left if stds[place] >= lowest]
-    of = "all" if settings.rule == "as-coded" else "these"
-    told(f"deviation from percentile {settings.std_from:g} of {of}", len(left), lowest)
+    if settings.rule == "mixed":
+        left = [place for place, std in enumerate(stds) if std > 0]
+        told("answers that differ", len(left), None)
+    else:
+        highest = percentile(means, settings.mean_to)
+        left = [place for place, mean in enumerate(means) if mean <= highest]
+        told(f"mean up to percentile {settings.mean_to:g}", len(left), highest)
+        compared = stds if settings.rule == "as-coded" else [stds[place] for place in left]
+        lowest = percentile(compared, settings.std_from)
+        left = [place for place in left if stds[place] >= lowest]
+        of = "all" if settings.rule == "as-coded" else "these"
+        told(f"deviation from percentile {settings.std_from:g} of {of}", len(left), lowest)
     if settings.min_pass:
         left = [place for place in left if max(rates[place]) >= settings.min_pass]
         told("best answer", len(left), settings.min_pass)
