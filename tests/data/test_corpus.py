@@ -249,7 +249,7 @@ def test_a_parquet_file_that_is_damaged_far_in_is_named(tmp_path: Path) -> None:
 
 def test_a_source_that_is_not_there_or_not_known_says_what_is(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match="there is no source nowhere; give a file, a folder of Python files, stdlib, or"
+        DataError, match="there is no source nowhere; give a file, a folder of Python files, stdlib, installed, or"
     ):
         read("nowhere")
     (tmp_path / "a.docx").write_bytes(b"")

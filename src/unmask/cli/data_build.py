@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="JSON lines (.jsonl, .jsonl.gz), parquet, a text file, a folder of Python files, `stdlib`, or "
-        "hf:OWNER/NAME[/CONFIG][:SPLIT].",
+        help="JSON lines (.jsonl, .jsonl.gz), parquet, a text file, a folder of Python files, `stdlib`, "
+        "`installed` (packages beside this Python), or hf:OWNER/NAME[/CONFIG][:SPLIT].",
         metavar="SOURCE...",
         show_default=False,
     ),

@@ -7,6 +7,7 @@ A source is written as
     path.txt, path.py …          one document
     folder/                      every *.py in it, sorted by path
     stdlib                       the standard library of this Python, without its tests
+    installed                    the packages beside this Python under permissive licences (`data/installed.py`)
     hf:OWNER/NAME[/CONFIG][:SPLIT]   streamed, the split `train` if none is named; needs the package `datasets`
 
 A task is a pair of its instruction and its reference in a fence, so a task without a reference is an error. Parquet
@@ -22,12 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unmask.data import installed
 from unmask.data.files import numbered_records
 from unmask.data.messages import answer_of, read_messages
 from unmask.errors import DataError
 from unmask.text.chat import Message
 
-STDLIB = "stdlib"
+STDLIB, INSTALLED = "stdlib", "installed"
 TEXT_SUFFIXES = (".txt", ".py", ".md", ".rst")
 _HUB = "hf:"
 _TEXT_FIELDS = ("text", "content")
@@ -62,6 +64,8 @@ def read(source: str | Path, *, skipped: Counter[str] | None = None) -> Iterator
     name = str(source)
     if name == STDLIB:
         return tree(standard_library(), skipped=skipped, leave_out=_NOT_STDLIB, licences=(_STDLIB_LICENCE,))
+    if name == INSTALLED:
+        return _installed(skipped)
     if name.startswith(_HUB):
         return _usable(_hub(name), name, skipped)
     path = Path(source)
@@ -69,7 +73,7 @@ def read(source: str | Path, *, skipped: Counter[str] | None = None) -> Iterator
         return tree(path, skipped=skipped)
     if not path.is_file():
         raise DataError(
-            f"there is no source {name}; give a file, a folder of Python files, {STDLIB}, or "
+            f"there is no source {name}; give a file, a folder of Python files, {STDLIB}, {INSTALLED}, or "
             f"{_HUB}OWNER/NAME[/CONFIG][:SPLIT]"
         )
     plain = path.with_suffix("") if path.suffix == ".gz" else path
@@ -100,13 +104,9 @@ def tree(
         inside = path.relative_to(folder)
         if path.is_symlink() or not path.is_file() or not leave_out.isdisjoint(inside.parts):
             continue
-        try:
-            text = path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError:
-            if skipped is not None:
-                skipped["not UTF-8"] += 1
-            continue
-        yield Document(name=inside.as_posix(), text=text.replace("\r\n", "\n"), licences=licences)
+        text = _python(path, skipped)
+        if text is not None:
+            yield Document(name=inside.as_posix(), text=text, licences=licences)
 
 
 def document_of(record: Mapping[str, Any], where: str) -> Document:
@@ -155,6 +155,24 @@ def _licences(record: Mapping[str, Any]) -> Iterator[str]:
 def _json_lines(path: Path) -> Iterator[Document]:
     for number, record in numbered_records(path):
         yield document_of(record, f"{path}, line {number}")
+
+
+def _installed(skipped: Counter[str] | None) -> Iterator[Document]:
+    for package in installed.packages(skipped=skipped):
+        for name, path in package.files:
+            text = _python(path, skipped) if path.is_file() else None
+            if text is not None:
+                yield Document(name=name, text=text, licences=package.licences)
+
+
+def _python(path: Path, skipped: Counter[str] | None) -> str | None:
+    """The text of one file of many; None, and counted, where it is no UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        if skipped is not None:
+            skipped["not UTF-8"] += 1
+        return None
 
 
 def _text(path: Path) -> str:
