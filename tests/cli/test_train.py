@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 from unmask.cli.train import _first_rank_speaks
 from unmask.errors import SettingsError
 from unmask.evaluate.benchmarks import load
+from unmask.model.drafter_files import holds_drafter, read_info
 from unmask.recipes import NAMES
-from unmask.train import loop
+from unmask.train import draft, loop
 from unmask.train.metrics import read_metrics
 from unmask.train.rig import Rig
 
@@ -161,6 +163,80 @@ def test_reinforcement_learning_goes_on_from_trained_weights_and_leaves_cards() 
     assert unmask("train", "rl.py", "--resume").err.splitlines()[0] == "rl: done already, runs/rl/rl/final"
 
 
+DRAFT_RECIPE = """
+from unmask.model.config import ModelConfig
+from unmask.model.lora import LoraSettings
+from unmask.train.draft_settings import DraftSettings, DraftStage
+from unmask.train.schedule import Schedule
+from unmask.train.settings import *
+
+SHAPE = ModelConfig(
+    family="qwen2", vocab_size=260, hidden_size=32, intermediate_size=48, num_layers=1, num_heads=4, num_kv_heads=2,
+    head_dim=8, max_positions=64, qkv_bias=True,
+)
+
+
+def recipe(folder):
+    texts = (SourceSettings(path="runs/small/texts"),)
+    stage = DraftStage(
+        name="drafter",
+        note="Drafts.",
+        model=ModelSettings(source="runs/small/first/final", config=SHAPE, mask_token="#259"),
+        lora=LoraSettings(rank=2, alpha=4.0),
+        data=DataSettings(train=texts, heldout=texts, length=32, rows=4, micro_rows=2),
+        draft=DraftSettings(block_length=4, curriculum=((0.0, 2), (0.5, 4)), words=0, inner=8),
+        schedule=Schedule(total_steps=4, warmup_steps=1),
+        run=RunSettings(precision="float32", log_every=1, save_every=2),
+        evaluation=EvaluationSettings(every=0, documents=2),
+    )
+    return Recipe(name="draft", summary="a drafter", needs="weights", stages=(stage,))
+"""
+
+
+@pytest.fixture
+def parent() -> None:
+    """A recipe of a drafter, and the weights of its parent."""
+    Path("draft.py").write_text(DRAFT_RECIPE)
+    assert unmask("train", "small.py", "--quiet", "--stage", "first").code == 0
+
+
+def test_a_drafter_is_trained_for_weights_that_are_there(parent: None) -> None:
+    outcome = unmask("train", "draft.py", "--set", "draft.revealed=0")
+    assert (outcome.code, outcome.out) == (0, b""), outcome.err
+    told = outcome.err.splitlines()
+    assert told[0] == "drafter: 4 steps of 128 tokens, in blocks of 4"
+    assert told[-2:] == [
+        "drafter: done, runs/draft/drafter/final",
+        "try it: unmask generate --drafter runs/draft/drafter/final PROMPT",
+    ]
+    (last,) = (line for line in told if line.startswith("step 4/4  loss "))
+    assert re.search(r"  acceptance( 1?\.\d\d){4}  tokens_per_round \d\.\d\d  ", last)
+    records = read_metrics(Path("runs/draft/drafter/metrics.jsonl"))
+    assert [len(record["acceptance"]) for record in records[:4]] == [4] * 4
+    assert records[0]["acceptance"][2:] == [None, None]
+    assert holds_drafter(Path("runs/draft/drafter/final"))
+    again = unmask("train", "draft.py", "--resume", "--set", "draft.revealed=0")
+    assert again.err == "drafter: done already, runs/draft/drafter/final\n"
+    assert "draft.revealed (0.0 there, 0.25 now)" in refusal("train", "draft.py", "--resume")
+
+
+def test_ctrl_c_saves_a_drafter_on_its_way(parent: None) -> None:
+    outcome = signalled(signal.SIGINT, recipe="draft.py", of=draft)
+    assert outcome.code == 130, outcome
+    assert outcome.err.splitlines()[-1] == "drafter: stopped after step 3 of 4 and saved; go on with --resume"
+    assert unmask("train", "draft.py", "--resume", "--quiet").code == 0
+    records = read_metrics(Path("runs/draft/drafter/metrics.jsonl"))
+    assert [record["step"] for record in records if "loss" in record] == [1, 2, 3, 4]
+
+
+def test_blocks_of_another_length_are_set_from_the_command_line(parent: None) -> None:
+    changes = ["--set", "draft.block_length=3", "--set", "draft.curriculum=0:1,0.5:3"]
+    assert unmask("train", "draft.py", "--quiet", *changes).code == 0
+    settings = json.loads(Path("runs/draft/drafter/settings.json").read_text())
+    assert settings["draft"]["curriculum"] == [[0.0, 1], [0.5, 3]]
+    assert read_info(Path("runs/draft/drafter/final")).block_length == 3
+
+
 def test_a_stage_without_tasks_or_prompt_copies_its_network_once_to_export_it() -> None:
     with mock.patch.object(Rig, "plain", autospec=True, side_effect=Rig.plain) as copied:
         assert unmask("train", "small.py", "--quiet", "--stage", "first").code == 0
@@ -205,9 +281,9 @@ def test_resuming_with_other_settings_names_them() -> None:
 # --- ways to end early ------------------------------------------------------------------------------------------------
 
 
-def signalled(*signals: signal.Signals, quiet: bool = False) -> Outcome:
-    """A run that gets these signals in the third step of its first stage."""
-    plain = loop._Run.make_step
+def signalled(*signals: signal.Signals, quiet: bool = False, recipe: str = "small.py", of: Any = loop) -> Outcome:
+    """A run that gets these signals in the third step of its first stage, in the loop of that module."""
+    plain = of._Run.make_step
 
     def make_step(run: Any, step: int) -> Any:
         if step == 2:
@@ -215,8 +291,8 @@ def signalled(*signals: signal.Signals, quiet: bool = False) -> Outcome:
                 signal.raise_signal(number)
         return plain(run, step)
 
-    with mock.patch.object(loop._Run, "make_step", make_step):
-        return unmask("train", "small.py", *["--quiet"] * quiet)
+    with mock.patch.object(of._Run, "make_step", make_step):
+        return unmask("train", recipe, *["--quiet"] * quiet)
 
 
 def checkpoints() -> list[str]:
@@ -275,6 +351,8 @@ def test_ctrl_c_is_pythons_again_after_a_run() -> None:
         (["small.py", "--set", "run.compile=1"], "--set run.compile=1: needs true or false"),
         (["small.py", "--set", "loss.kind=difusion"], "--set loss.kind=difusion: did you mean diffusion?"),
         (["small.py", "--set", "optimiser.lr=-1"], "lr is -1.0; it must be above 0"),
+        (["qwen_0_5b_block", "--set", "draft.block_length=4"], "set draft.block_length=8 too, or leave the curriculum"),
+        (["qwen_0_5b_block", "--set", "draft.curriculum=2,8"], "'2' needs 2 values separated by a colon, as in 0.2:4"),
         (["small.py", "--set", "model=qwen"], "--set model=qwen: has settings of its own: source, "),
         (["small.py", "--stage", "secnd"], "'secnd' is no stage of the recipe small; did you mean second?"),
         (["small.py", "--stage", "second"], "run that one first, as in --stage first --stage second"),
@@ -391,6 +469,7 @@ def test_a_plan_prints_what_the_7b_recipe_costs_and_does_nothing(no_training: No
         ("tiny", ["pretrain: ", "parameters        6.96 M, of which trained 6.96 M", "all stages"]),
         ("qwen_0_5b", ["full: ", "494 M, of which trained 494 M", "lora: ", "of which trained 154 M", "989 TFLOP/s"]),
         ("small.py", ["first: Reads.", "steps             4 of 128 tokens"]),
+        ("qwen_0_5b_block", ["drafter: ", "513 M, of which trained 19 M", "450 of 4.1 k tokens", "3.47 GiB"]),
         ("diffucoder_7b_cpgrpo", ["cpgrpo: ", "  writing answers ", "  other scoring ", "7.62 B, of which trained"]),
     ],
 )

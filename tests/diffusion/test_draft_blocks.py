@@ -78,6 +78,76 @@ def test_the_mask_by_hand():
             assert mask[row, 0, n].nonzero().flatten().tolist() == [*clean, *(L + m for m in own)]
 
 
+def revealed(share, *, block_length=4, seed=0, first=0, rows=2):
+    return tile_blocks(
+        ANSWER[:rows], DOCUMENT[:rows], torch.arange(rows) + first, block_length=block_length, revealed=share, seed=seed
+    )
+
+
+def grouped(blocks, row):
+    """The blocks of a row by their anchors: columns, and those of them that show their token."""
+    found = {}
+    for n in range(blocks.column_BN.shape[1]):
+        if blocks.is_real_BN[row, n]:
+            columns, shown = found.setdefault(int(blocks.anchor_BN[row, n]), ([], []))
+            columns.append(int(blocks.column_BN[row, n]))
+            shown += [int(blocks.column_BN[row, n])] if blocks.is_shown_BN[row, n] else []
+        else:
+            assert not blocks.is_shown_BN[row, n]
+    return list(found.values())
+
+
+def test_nothing_is_shown_unless_it_is_asked_for():
+    plain = tiled(4)
+    assert not plain.is_shown_BN.any()
+    assert torch.equal(plain.is_asked_BN(), plain.is_real_BN)
+    assert bool(plain.is_closed_BN().all())
+    shown = revealed(0.99)
+    for name in ("column_BN", "anchor_BN", "is_real_BN"):
+        assert torch.equal(getattr(plain, name), getattr(shown, name))
+
+
+@pytest.mark.parametrize("block_length", [1, 2, 3, 4])
+def test_a_block_shows_some_of_its_tokens_and_asks_for_those_it_does_not_show(block_length):
+    for seed in range(20):
+        blocks = revealed(0.5, block_length=block_length, seed=seed)
+        asked, closed = blocks.is_asked_BN(), blocks.is_closed_BN()
+        for row in range(2):
+            by_column = {
+                int(column): n for n, column in enumerate(blocks.column_BN[row]) if bool(blocks.is_real_BN[row, n])
+            }
+            for columns, shown in grouped(blocks, row):
+                assert len(shown) < len(columns)
+                for column in columns:
+                    assert bool(asked[row, by_column[column]]) == (column + 1 not in shown)
+                    assert bool(closed[row, by_column[column]]) == (not shown)
+
+
+def test_how_many_tokens_are_shown_and_which_is_drawn_evenly():
+    counts, places, blocks_of_four, opened = [0] * 5, [0] * 4, 0, 0
+    for first in range(0, 4000, 2):
+        for row in range(2):
+            for columns, shown in grouped(revealed(0.25, first=first), row):
+                if len(columns) == 4:
+                    blocks_of_four += 1
+                    opened += bool(shown)
+                    counts[len(shown)] += 1
+                    for column in shown:
+                        places[column - columns[0]] += 1
+    assert opened / blocks_of_four == pytest.approx(0.25, abs=0.02)
+    assert counts[4] == 0
+    for count in counts[1:4]:
+        assert count / opened == pytest.approx(1 / 3, abs=0.05)
+    for count in places:
+        assert count / sum(places) == pytest.approx(1 / 4, abs=0.03)
+
+
+def test_what_a_row_shows_does_not_depend_on_its_neighbours():
+    both = revealed(0.5, first=6)
+    second = tile_blocks(ANSWER[1:], DOCUMENT[1:], torch.tensor([7]), block_length=4, revealed=0.5, seed=0)
+    assert grouped(both, 1) == grouped(second, 0)
+
+
 def test_rows_do_not_depend_on_their_neighbours():
     both, second = tiled(3), tile_blocks(ANSWER[1:], DOCUMENT[1:], torch.tensor([1]), block_length=3, seed=0)
     assert places(both, 1) == places(second, 0)

@@ -6,6 +6,8 @@ import pytest
 
 from unmask import recipes
 from unmask.errors import SettingsError
+from unmask.model.table import find
+from unmask.train.draft_settings import DraftStage
 from unmask.train.grpo_settings import GrpoStage
 from unmask.train.settings import Recipe, StageSettings, as_record
 
@@ -54,6 +56,18 @@ def test_coupled_grpo_has_the_numbers_of_the_paper() -> None:
     assert stage.reward.weighted == (("pass_fraction", 2.0), ("code_format", 0.5))
     assert stage.answers_per_step == 80
     assert stage.most_views == 3
+
+
+def test_the_drafter_is_of_the_model_that_decodes_here_and_its_blocks_grow() -> None:
+    (stage,) = recipes.find("qwen_0_5b_block", FOLDER).stages
+    assert isinstance(stage, DraftStage)
+    assert stage.model.source == find("qwen2.5-coder-0.5b-instruct").name
+    assert [stage.draft.length_at(step, steps=stage.steps) for step in (0, 89, 90, 179, 180, 449)] == [
+        *(2, 2, 4, 4, 8, 8)
+    ]
+    assert [Path(source.path).name for source in (*stage.data.train, *stage.data.heldout)] == [
+        *("answers", "code", "heldout")
+    ]
 
 
 def test_the_twin_of_tiny_sees_the_same_rows_at_the_same_length() -> None:

@@ -9,6 +9,7 @@ from unmask.decode.canvas import Canvas
 from unmask.decode.draft_plan import Plan
 from unmask.decode.speculative import Speculator
 from unmask.diffusion.draft_blocks import Blocks, tile_blocks
+from unmask.model.cache import Behind, Kept, Span
 from unmask.model.drafter import Drafter, DraftHead
 from unmask.model.gate import GatedLinear
 from unmask.model.lora import LoraSettings, add_lora, lora_layers, without_lora
@@ -44,11 +45,13 @@ def gated(model):
     return backbone.requires_grad_(False)
 
 
-def batch(rows, prompt, *, block_length=3):
+def batch(rows, prompt, *, block_length=3, revealed=0.0):
     ids_BL = torch.tensor(rows)
     is_answer_BL = torch.arange(ids_BL.shape[1]).expand(ids_BL.shape) >= prompt
     document_BL = torch.zeros_like(ids_BL)
-    blocks = tile_blocks(is_answer_BL, document_BL, torch.arange(len(rows)), block_length=block_length, seed=0)
+    blocks = tile_blocks(
+        is_answer_BL, document_BL, torch.arange(len(rows)), block_length=block_length, revealed=revealed, seed=0
+    )
     return ids_BL, document_BL, blocks
 
 
@@ -75,6 +78,7 @@ def test_the_noisy_pass_is_what_the_speculator_computes():
             column_BN=column_BN,
             anchor_BN=torch.full_like(column_BN, anchor),
             is_real_BN=torch.ones_like(column_BN, dtype=torch.bool),
+            is_shown_BN=torch.zeros_like(column_BN, dtype=torch.bool),
         )
         clean_MD, noisy_MD = model.hidden(torch.tensor([row]), torch.zeros(1, 16).long(), blocks)
         begin = block_at[0][i]
@@ -142,6 +146,61 @@ def test_losses_by_hand():
     assert m == len(found.hard_M)
 
 
+def alone(model, row, anchor, inputs):
+    """One block behind one row's columns up to its anchor, with nothing else in the forward; `inputs` by column."""
+    text, position = torch.tensor([row[: anchor + 1]]), torch.arange(len(row))[None]
+    kept, nowhere = Kept(), Span(0, 0)
+    causal = torch.ones(1, 1, anchor + 1, anchor + 1, dtype=torch.bool).tril()
+    with without_lora(model.backbone):
+        model.backbone(text, position[:, : anchor + 1], attn_mask=causal, cache=kept, window=nowhere)
+    return model.backbone(
+        torch.tensor([[inputs[column] for column in sorted(inputs)]]),
+        torch.tensor([sorted(inputs)]),
+        attn_mask=None,
+        cache=Behind(kept),
+        window=nowhere,
+        gate=0,
+    )[0]
+
+
+@torch.no_grad()
+def test_a_shown_token_is_read_as_itself_and_is_not_asked_for():
+    """Every block of a batch on its own, place by place."""
+    model = trainee()
+    ids_BL, document_BL, blocks = batch(IDS, 4, block_length=4, revealed=0.6)
+    assert bool(blocks.is_shown_BN.any())
+    found = model(ids_BL, document_BL, blocks)
+    clean_MD, noisy_MD = model.hidden(ids_BL, document_BL, blocks)
+    m = 0
+    for row in range(3):
+        real = [n for n in range(blocks.column_BN.shape[1]) if blocks.is_real_BN[row, n]]
+        for n in real:
+            column, anchor = int(blocks.column_BN[row, n]), int(blocks.anchor_BN[row, n])
+            own = [k for k in real if int(blocks.anchor_BN[row, k]) == anchor]
+            shown = {int(blocks.column_BN[row, k]) for k in own if blocks.is_shown_BN[row, k]}
+            if column + 1 in shown:
+                continue
+            inputs = {c: IDS[row][c] if c in shown else 60 for c in (int(blocks.column_BN[row, k]) for k in own)}
+            hidden_JD = alone(model, IDS[row], anchor, inputs)
+            torch.testing.assert_close(noisy_MD[m], hidden_JD[column - anchor - 1], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(clean_MD[m], model_hidden(model, IDS[row])[column], atol=1e-4, rtol=1e-4)
+            assert int(found.distance_M[m]) == column - anchor
+            assert bool(found.is_closed_M[m]) == (not shown)
+            m += 1
+    assert m == len(found.hard_M) < int(blocks.is_real_BN.sum())
+
+
+@torch.no_grad()
+def test_blocks_that_show_nothing_are_not_moved_by_those_that_do():
+    model = trainee()
+    plain, some = (model(*batch(IDS, 4, block_length=4, revealed=share)) for share in (0.0, 0.6))
+    assert bool(plain.is_closed_M.all())
+    blocks = batch(IDS, 4, block_length=4, revealed=0.6)[2]
+    is_closed_M = blocks.is_closed_BN()[blocks.is_real_BN]
+    for name in ("hard_M", "soft_M", "blind_M"):
+        torch.testing.assert_close(getattr(some, name)[some.is_closed_M], getattr(plain, name)[is_closed_M])
+
+
 @torch.no_grad()
 def test_a_token_that_is_no_word_has_no_hard_loss():
     model = trainee()
@@ -180,4 +239,4 @@ def test_the_loss_falls_on_a_text_that_repeats():
 
 
 def test_the_tokens_of_a_round_by_hand():
-    assert chain([0.75, 0.5, 0.0])[1] == pytest.approx(1 + 0.75 + 0.375)
+    assert chain([0.75, 0.5, 0.0]) == pytest.approx(1 + 0.75 + 0.375)

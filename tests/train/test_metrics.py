@@ -181,6 +181,14 @@ def test_a_line_leaves_out_what_is_absent_or_a_list() -> None:
     assert console_line(2, values, total_steps=9) == "step 2/9  loss 0.5  3.0 GiB  mfu 45.7%"
 
 
+def test_a_line_says_acceptance_in_short_numbers_and_leaves_out_distances_that_no_block_reaches() -> None:
+    values = {"acceptance": [0.713, 0.5, 1.0, None], "tokens_per_round": 2.4265, "tokens_per_second": 84.4}
+    line = console_line(2, values, total_steps=9)
+    assert line == "step 2/9  acceptance .71 .50 1.00  tokens_per_round 2.43  84 tokens/s"
+    held = {"heldout_acceptance": [0.25], "heldout_tokens_per_round": 1.25}
+    assert console_line(2, held, total_steps=9).endswith("  heldout_acceptance .25  heldout_tokens_per_round 1.25")
+
+
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 

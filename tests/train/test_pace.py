@@ -37,3 +37,8 @@ def test_a_reading_covers_the_steps_since_the_last_one() -> None:
 def test_the_last_step_leaves_no_time_and_no_step_divides_by_nothing() -> None:
     pace = Pace(total_steps=4, tokens_per_step=100, flops_per_token=1.0, peak=1.0, clock=Clock())
     assert pace.read(4)["eta_seconds"] == 0
+
+
+def test_without_a_peak_no_share_of_it_is_told() -> None:
+    pace = Pace(total_steps=4, tokens_per_step=100, clock=Clock())
+    assert pace.read(4).keys() == {"tokens_per_second", "eta_seconds"}

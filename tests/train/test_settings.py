@@ -11,6 +11,8 @@ from unmask import recipes
 from unmask.diffusion.settings import Corruption, Objective
 from unmask.errors import SettingsError, UnmaskError
 from unmask.model.lora import LoraSettings
+from unmask.train.draft_settings import DraftSettings, DraftStage
+from unmask.train.grpo_settings import GrpoStage
 from unmask.train.optimiser import OptimiserSettings
 from unmask.train.schedule import Schedule
 from unmask.train.settings import (
@@ -51,10 +53,12 @@ def test_every_default_is_valid() -> None:
         LoraSettings,
         Corruption,
         Objective,
+        DraftSettings,
     ):
         kind()
     SourceSettings(path="folder")
     StageSettings(name="stage")
+    DraftStage(name="stage")
 
 
 @pytest.mark.parametrize("name", recipes.NAMES)
@@ -66,7 +70,7 @@ def test_every_recipe_says_what_a_reader_must_know(name: str, tmp_path: Path) ->
     assert len({stage.name for stage in recipe.stages}) == len(recipe.stages) > 0
     for stage in recipe.stages:
         assert stage.note, f"{stage.name}: what it is for, and what to expect of its loss"
-        assert stage.data.train if isinstance(stage, StageSettings) else stage.prompts.tasks
+        assert stage.prompts.tasks if isinstance(stage, GrpoStage) else stage.data.train
         assert json.loads(json.dumps(as_record(stage)))["name"] == stage.name
 
 

@@ -120,9 +120,9 @@ def _run(recipe: "Recipe", stages: "list[Stage]", folder: Path, world: "World", 
                 tell(f"{stage.name}: stopped after step {outcome.step} of {stage.steps} and saved; go on with --resume")
                 return is_interrupted()
             tell(f"{stage.name}: done, {outcome.folder}")
-            last = outcome.folder
+            last = f"--{_kind_of(stage)} {outcome.folder}"
     if last is not None:
-        tell(f"try it: unmask generate --model {last} PROMPT")
+        tell(f"try it: unmask generate {last} PROMPT")
     return False
 
 
@@ -130,6 +130,7 @@ def _train(
     stage: "Stage", folder: Path, world: "World", *, resume: bool, evaluator: "Evaluator | None", quiet: bool
 ) -> "Outcome":
     """One stage, by the loop that it is for."""
+    from unmask.train.draft_settings import DraftStage
     from unmask.train.grpo_settings import GrpoStage
     from unmask.train.loop import train_stage
     from unmask.train.settings import StageSettings
@@ -153,12 +154,24 @@ def _train(
                 write_card=write_card,
                 quiet=quiet,
             )
+    if isinstance(stage, DraftStage):
+        from unmask.train.draft import train_draft
+
+        return train_draft(stage, folder, world=world, resume=resume, quiet=quiet)
     assert isinstance(stage, StageSettings)
     return train_stage(stage, folder, world=world, resume=resume, evaluator=evaluator, quiet=quiet)
 
 
+def _kind_of(stage: "Stage") -> str:
+    """What a stage leaves: a model, or a drafter for one."""
+    from unmask.train.draft_settings import DraftStage
+
+    return "drafter" if isinstance(stage, DraftStage) else "model"
+
+
 def _size(stage: "Stage") -> str:
     """What a stage will do, in a few words."""
+    from unmask.train.draft_settings import DraftStage
     from unmask.train.grpo_settings import GrpoStage
     from unmask.train.settings import StageSettings
 
@@ -167,6 +180,9 @@ def _size(stage: "Stage") -> str:
             f"{stage.steps:,} steps, {stage.policy.iterations} on each {stage.answers_per_step:,} answers to "
             f"{stage.prompts_per_step:,} prompts"
         )
+    if isinstance(stage, DraftStage):
+        tokens = f"{stage.steps:,} steps of {stage.tokens_per_step:,} tokens"
+        return f"{tokens}, in blocks of {stage.draft.block_length}"
     assert isinstance(stage, StageSettings)
     return f"{stage.steps:,} steps of {stage.tokens_per_step:,} tokens"
 
@@ -203,6 +219,7 @@ def _check_layout(stages: "list[Stage]") -> None:
 def _check_data(stages: "list[Stage]") -> None:
     """All data is there, so that no run ends for want of it after days, or after a download of weights."""
     from unmask.data.shards import Shards
+    from unmask.train.draft_settings import DraftStage
     from unmask.train.grpo_settings import GrpoStage
     from unmask.train.prompts import check_sources
     from unmask.train.settings import StageSettings
@@ -210,7 +227,7 @@ def _check_data(stages: "list[Stage]") -> None:
     for stage in stages:
         if isinstance(stage, GrpoStage):
             check_sources(stage.prompts)
-        if not isinstance(stage, StageSettings):
+        if not isinstance(stage, (StageSettings, DraftStage)):
             continue
         for source in (*stage.data.train, *stage.data.heldout):
             Shards.open(source.path)
@@ -302,6 +319,8 @@ def _print_plans(
 
 def _plan_of(stage: "Stage", config: "ModelConfig", *, devices: int, mfu: float, peak: float) -> "Plan":
     """A stage's plan, by the loop that it is for."""
+    from unmask.train.draft_settings import DraftStage
+    from unmask.train.drafter_plan import make_draft_plan
     from unmask.train.grpo_settings import GrpoStage
     from unmask.train.plan import make_grpo_plan, make_plan
     from unmask.train.settings import StageSettings
@@ -312,12 +331,24 @@ def _plan_of(stage: "Stage", config: "ModelConfig", *, devices: int, mfu: float,
         "is_sharded": stage.run.parallel != "ddp",
         "lora": stage.lora,
         "optimiser": stage.optimiser.kind,
-        "ema": stage.ema is not None,
         "bfloat16": stage.run.precision != "float32",
         "checkpoint_layers": stage.run.checkpoint_layers,
         "mfu": mfu,
         "peak": peak,
     }
+    if isinstance(stage, DraftStage):
+        return make_draft_plan(
+            config,
+            length=stage.data.length,
+            rows=stage.data.rows,
+            micro_rows=stage.data.micro_rows,
+            block_length=stage.draft.block_length,
+            stride=stage.draft.stride,
+            words=stage.draft.words,
+            inner=stage.draft.inner,
+            **common,
+        )
+    common["ema"] = stage.ema is not None
     if isinstance(stage, GrpoStage):
         return make_grpo_plan(
             config,

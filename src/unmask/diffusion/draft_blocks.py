@@ -7,13 +7,16 @@ first block begins is drawn, so that over time every token is predicted at every
     answer   f  f+1 f+2 f+3 f+4 f+5 f+6        offset 1, J = 3, stride 3: the first block is behind column f,
     masks       [1   2   3] [1   2]            its masks say f+2, f+3, f+4, and the next one's f+5 and f+6
 
+Some blocks may show a few of their tokens, as a block does that is filled in any order. What is shown is not asked:
+a block behind f that shows f+2 says f+3 and f+4, and f+1 says nothing, for f+2 is what it would say.
+
 Letters: B rows, L columns, N places of masks in a row.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.errors import SettingsError
@@ -32,17 +35,32 @@ class Blocks:
 
     is_real_BN: Bool[Tensor, "B N"]
 
+    is_shown_BN: Bool[Tensor, "B N"]
+    """The token of the column stands there and no mask. False in padding."""
+
     def to(self, device: torch.device) -> "Blocks":
         """The same places on a device."""
         return Blocks(
             column_BN=self.column_BN.to(device),
             anchor_BN=self.anchor_BN.to(device),
             is_real_BN=self.is_real_BN.to(device),
+            is_shown_BN=self.is_shown_BN.to(device),
         )
 
     def distance_BN(self) -> Int[Tensor, "B N"]:
         """Which mask of its block each is, from 1."""
         return self.column_BN - self.anchor_BN
+
+    def is_asked_BN(self) -> Bool[Tensor, "B N"]:
+        """Whether the token behind is to be said: nothing in the block shows it."""
+        is_shown_next_BN = self.is_shown_BN.roll(-1, 1) & (self.anchor_BN.roll(-1, 1) == self.anchor_BN)
+        is_shown_next_BN[:, -1:] = False  # nothing is behind the last place
+        return self.is_real_BN & ~is_shown_next_BN
+
+    def is_closed_BN(self) -> Bool[Tensor, "B N"]:
+        """Whether the block shows nothing, as one that is drafted from. Padding counts as closed."""
+        is_open_BNN = _is_own(self) & self.is_shown_BN[:, None]
+        return ~is_open_BNN.any(-1)
 
 
 def tile_blocks(
@@ -52,10 +70,12 @@ def tile_blocks(
     *,
     block_length: int,
     stride: int | None = None,
+    revealed: float = 0.0,
     seed: int,
 ) -> Blocks:
-    """The blocks of some rows, a function of (seed, global sample index) alone. Raises SettingsError for blocks that
-    would lie over each other.
+    """The blocks of some rows, a function of (seed, global sample index) alone. Of the blocks of two columns and more,
+    the share `revealed` shows some tokens: how many, all but one at most, and which, is drawn evenly. Raises
+    SettingsError for blocks that would lie over each other.
 
     >>> answer = torch.tensor([[False, True, True, True, True, True]])
     >>> blocks = tile_blocks(answer, torch.zeros(1, 6).long(), torch.tensor([0]), block_length=2, seed=1)
@@ -78,11 +98,16 @@ def tile_blocks(
     N = int(is_place_BL.sum(1).max())
     order_BN = torch.sort(is_place_BL.int(), dim=1, descending=True, stable=True).indices[:, :N]
     is_real_BN = is_place_BL.gather(1, order_BN)
-    return Blocks(
+    blocks = Blocks(
         column_BN=torch.where(is_real_BN, order_BN, 0),
         anchor_BN=torch.where(is_real_BN, order_BN - distance_BL.gather(1, order_BN) - 1, 0),
         is_real_BN=is_real_BN,
+        is_shown_BN=torch.zeros_like(is_real_BN),
     )
+    if revealed == 0:
+        return blocks
+    draws_B3L = torch.stack([_draws(seed, int(index), L) for index in index_B])
+    return replace(blocks, is_shown_BN=_shown(blocks, draws_B3L, revealed=revealed))
 
 
 def block_mask(blocks: Blocks, document_BL: Int[Tensor, "B L"]) -> Bool[Tensor, "B 1 N L+N"]:
@@ -94,11 +119,33 @@ def block_mask(blocks: Blocks, document_BL: Int[Tensor, "B L"]) -> Bool[Tensor, 
     own_BN1 = document_BL.gather(1, blocks.column_BN)[..., None]
     is_clean_BNL = (column_L <= blocks.anchor_BN[..., None]) & (document_BL[:, None] == own_BN1)
     is_clean_BNL &= blocks.is_real_BN[..., None]
-    is_own_BNN = blocks.anchor_BN[:, :, None] == blocks.anchor_BN[:, None]
-    is_own_BNN &= blocks.is_real_BN[:, :, None] & blocks.is_real_BN[:, None]
+    is_own_BNN = _is_own(blocks)
     N = is_own_BNN.shape[1]
     is_own_BNN |= torch.eye(N, dtype=torch.bool, device=document_BL.device)
     return torch.cat((is_clean_BNL, is_own_BNN), -1)[:, None]
+
+
+def _is_own(blocks: Blocks) -> Bool[Tensor, "B N N"]:
+    """Which places are of one block."""
+    is_own_BNN = blocks.anchor_BN[:, :, None] == blocks.anchor_BN[:, None]
+    return is_own_BNN & blocks.is_real_BN[:, :, None] & blocks.is_real_BN[:, None]
+
+
+def _shown(blocks: Blocks, draws_B3L: Float[Tensor, "B 3 L"], *, revealed: float) -> Bool[Tensor, "B N"]:
+    """Where tokens are shown, by numbers from [0, 1): at each anchor whether its block shows any and how many, at each
+    column its turn."""
+    chance_BN, amount_BN = (draws_B3L[:, k].gather(1, blocks.anchor_BN) for k in (0, 1))
+    turn_BN = draws_B3L[:, 2].gather(1, blocks.column_BN)
+    is_own_BNN = _is_own(blocks)
+    size_BN = is_own_BNN.sum(-1)
+    count_BN = 1 + (amount_BN * (size_BN - 1)).long()  # 1 … size - 1
+    before_BN = (is_own_BNN & (turn_BN[:, None] < turn_BN[:, :, None])).sum(-1)
+    return blocks.is_real_BN & (size_BN > 1) & (chance_BN < revealed) & (before_BN < count_BN)
+
+
+def _draws(seed: int, index: int, length: int) -> Float[Tensor, "3 L"]:
+    generator = torch.Generator().manual_seed(derive_seed(seed, "draft reveals", index))
+    return torch.rand(3, length, generator=generator, dtype=torch.float64)
 
 
 def _offset(seed: int, index: int, stride: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from unmask.errors import CheckpointError, SettingsError
 from unmask.model.config import ModelConfig
+from unmask.model.drafter_files import holds_drafter
 from unmask.train import state
 from unmask.train.settings import Stage, StageSettings, as_record, differences, with_defaults
 
@@ -77,8 +78,9 @@ def check_data(checkpoint: Path, now: Mapping[str, str], *, what: str) -> None:
 
 
 def is_done(stage: Stage, folder: Path) -> bool:
-    """Whether the stage has left its weights; CheckpointError when they were made with other settings."""
-    if not (folder / "final" / "config.json").is_file():
+    """Whether the stage has left its weights, or its drafter; CheckpointError when they were made with other
+    settings."""
+    if not (folder / "final" / "config.json").is_file() and not holds_drafter(folder / "final"):
         return False
     try:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))

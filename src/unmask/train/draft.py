@@ -2,11 +2,12 @@
 
 A stage leaves in its folder what every stage does, and in `final/` the drafter (`model/drafter_files.py`). Its measure
 is `tokens_per_round`: how many tokens a round of speculative decoding would settle on the held-out rows, if each token
-of a draft were accepted as often as the masks at its distance agree with the parent there.
+of a draft were accepted as often as the masks at its distance agree with the parent there. It is measured on blocks of
+the full length that show nothing, whatever the steps train on. A distance that the blocks of a step do not reach has no
+share in its record.
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from unmask.train.draft_settings import DraftStage
 from unmask.train.drafting import Drafted, DraftTrainee, chain
 from unmask.train.metrics import MetricsLog, peak_memory
 from unmask.train.network import usual_row
+from unmask.train.pace import Pace
 from unmask.train.parallel import World, add_up, loss_scale, wait_for_all
 from unmask.train.rig import Outcome, Rig, terminated, write_json
 from unmask.train.schedule import lr_factor
@@ -102,19 +104,21 @@ class _Run:
         self.data = identity(stage.data.train)
         self.trained = self.rig.trained()
         self.step = 0
+        self.owes_evaluation = False
         self.last: Mapping[str, Any] = {}
 
     # One step
 
-    def drafted(self, rows: Rows, *, seed: int) -> Drafted:
-        """One forward of some rows."""
+    def drafted(self, rows: Rows, *, block_length: int, revealed: float, seed: int) -> Drafted:
+        """One forward of some rows, with blocks of this length."""
         ids_BL, document_BL = torch.from_numpy(rows.ids_BL), torch.from_numpy(rows.document_BL).long()
         blocks = tile_blocks(
             torch.from_numpy(rows.is_maskable_BL),
             document_BL,
             torch.from_numpy(rows.index_B),
-            block_length=self.stage.draft.block_length,
+            block_length=block_length,
             stride=self.stage.draft.stride,
+            revealed=revealed,
             seed=seed,
         )
         device = self.world.device
@@ -122,16 +126,19 @@ class _Run:
             found: Drafted = self.rig.trainee(ids_BL.to(device), document_BL.to(device), blocks.to(device))
         return found
 
-    def make_step(self, step: int) -> tuple[Tensor, float, list[float], float]:
-        """One optimiser step: sums over all ranks, the gradient norm, acceptance by distance, tokens of a round."""
+    def make_step(self, step: int) -> tuple[Tensor, float, Tensor]:
+        """One optimiser step: sums over all ranks, the gradient norm, and `_agreement` over all ranks."""
         stage, world, count = self.stage, self.world, self.stage.data.rows
+        block_length = stage.draft.length_at(step, steps=stage.steps)
         mine = share_of_rank(count, rank=world.rank, size=world.size)
         self.rig.set_lr(step)
         total = torch.zeros(len(_SUMS), dtype=torch.float64)
         agreed = torch.zeros(stage.draft.block_length, 2, dtype=torch.float64)
         for start in range(mine.start, mine.stop, stage.data.micro_rows):
             indices = [step * count + place for place in range(start, min(start + stage.data.micro_rows, mine.stop))]
-            found = self.drafted(self.rows.rows(indices), seed=stage.seed)
+            found = self.drafted(
+                self.rows.rows(indices), block_length=block_length, revealed=stage.draft.revealed, seed=stage.seed
+            )
             loss, sums = _losses(found, stage)
             # The gradient is divided by the weight of the whole step afterwards, which only the end of it knows
             (loss * loss_scale(world)).backward()  # type: ignore[no-untyped-call]
@@ -151,8 +158,7 @@ class _Run:
                 + ". Resume with a lower optimiser.lr or clip_norm"
             )
         self.rig.update()
-        shares, tokens = _acceptance(agreed)
-        return total, norm, shares, tokens
+        return total, norm, agreed
 
     # The loop
 
@@ -163,36 +169,44 @@ class _Run:
 
     def _go(self, log: MetricsLog | None, is_terminated: Callable[[], bool]) -> Outcome:
         stage = self.stage
-        clock = time.perf_counter()
+        pace = Pace(total_steps=stage.steps, tokens_per_step=stage.tokens_per_step)
+        if self.owes_evaluation:
+            self._evaluate(log)
         while self.step < stage.steps:
-            total, norm, shares, tokens = self.make_step(self.step)
+            total, norm, agreed = self.make_step(self.step)
             self.step += 1
             is_last, every = self.step == stage.steps, stage.evaluation.every
+            pace.step_done()
             if log is not None and (is_last or self.step % stage.run.log_every == 0):
-                now = time.perf_counter()
-                log.write(self.step, self._record(total, norm, shares, tokens) | {"seconds": now - clock})
-                clock = now
+                log.write(self.step, {**self._record(total, norm, agreed), **pace.read(self.step)})
             stops = self.rig.any_rank(is_terminated())
-            if (is_last or (every > 0 and self.step % every == 0)) and not stops:
-                self.last = self.evaluate()
-                if log is not None and self.last:
-                    log.write(self.step, self.last)
+            self.owes_evaluation = is_last or (every > 0 and self.step % every == 0)
+            if self.owes_evaluation and not stops:
+                self._evaluate(log)
+                stops = self.rig.any_rank(is_terminated())
             if is_last or stops or self.step % stage.run.save_every == 0:
                 self.save()
             if stops and not is_last:
                 return Outcome(folder=self.folder, step=self.step, is_done=False, last=self.last)
+            pace.go_on()
         self.rig.export()
         return Outcome(folder=self.folder / "final", step=self.step, is_done=True, last=self.last)
 
-    def _record(self, total: Tensor, norm: float, shares: list[float], tokens: float) -> dict[str, Any]:
-        sums = dict(zip(_SUMS, total.tolist(), strict=True))
+    def _evaluate(self, log: MetricsLog | None) -> None:
+        self.last = self.evaluate()
+        self.owes_evaluation = False
+        if log is not None and self.last:
+            log.write(self.step, self.last)
+
+    def _record(self, total: Tensor, norm: float, agreed: Tensor) -> dict[str, Any]:
+        sums, shares = dict(zip(_SUMS, total.tolist(), strict=True)), _shares(agreed)
         return {
             "loss": sums["loss"] / max(sums["weight"], 1e-9),
             "hard": sums["hard"] / max(sums["words"], 1.0),
             "soft": sums["soft"] / max(sums["masks"], 1.0),
             "blind": sums["blind"] / max(sums["masks"], 1.0),
             "acceptance": shares,
-            "tokens_per_round": tokens,
+            "tokens_per_round": chain(shares),
             "word_share": sums["words"] / max(sums["masks"], 1.0),
             "grad_norm": norm,
             "lr": lr_factor(self.stage.schedule, self.step - 1) * self.stage.optimiser.lr,
@@ -202,7 +216,7 @@ class _Run:
 
     def evaluate(self) -> dict[str, Any]:
         """Acceptance on the held-out rows, always under the same blocks; every rank has its share of them."""
-        stage, world = self.stage, self.world
+        stage, world, block_length = self.stage, self.world, self.stage.draft.block_length
         if self.heldout is None or stage.evaluation.documents == 0:
             return {}
         count = min(stage.evaluation.documents, sum(source.num_rows for source in self.heldout.sources))
@@ -211,27 +225,32 @@ class _Run:
         micro = stage.data.micro_rows
         with torch.no_grad():
             for place in range(world.rank * micro, count, world.size * micro):
-                found = self.drafted(self.heldout.rows(range(place, min(place + micro, count))), seed=0)
+                rows = self.heldout.rows(range(place, min(place + micro, count)))
+                found = self.drafted(rows, block_length=block_length, revealed=0.0, seed=0)
                 agreed += _agreement(found, stage.draft.block_length)
                 total += _losses(found, stage)[1]
         agreed = add_up(agreed.to(world.device), world).cpu()
         total = add_up(total.to(world.device), world).cpu()
-        shares, tokens = _acceptance(agreed)
-        sums = dict(zip(_SUMS, total.tolist(), strict=True))
+        sums, shares = dict(zip(_SUMS, total.tolist(), strict=True)), _shares(agreed)
         return {
             "heldout_acceptance": shares,
-            "heldout_tokens_per_round": tokens,
+            "heldout_tokens_per_round": chain(shares),
             "heldout_soft": sums["soft"] / max(sums["masks"], 1.0),
         }
 
     def save(self) -> None:
         meta = state.Meta(
-            step=self.step, settings=as_record(self.stage), architecture=self.rig.architecture, data=self.data
+            step=self.step,
+            settings=as_record(self.stage),
+            architecture=self.rig.architecture,
+            data=self.data,
+            owes_evaluation=self.owes_evaluation,
         )
         self.rig.save(meta, self.trained)
 
     def load(self, checkpoint: Path) -> None:
-        self.step = self.rig.load(checkpoint, self.trained).step
+        meta = self.rig.load(checkpoint, self.trained)
+        self.step, self.owes_evaluation = meta.step, meta.owes_evaluation
 
 
 def _losses(found: Drafted, stage: DraftStage) -> tuple[Tensor, Tensor]:
@@ -246,16 +265,18 @@ def _losses(found: Drafted, stage: DraftStage) -> tuple[Tensor, Tensor]:
 
 
 def _agreement(found: Drafted, block_length: int) -> Tensor:
-    """By distance: how many masks agree with the parent, and how many there are."""
+    """By distance: how many masks of closed blocks agree with the parent, and how many there are."""
     count = torch.zeros(block_length, 2, dtype=torch.float64)
-    index_M = found.distance_M.cpu() - 1
-    count[:, 0].index_add_(0, index_M, found.agrees_M.cpu().double())
+    is_closed_M = found.is_closed_M.cpu()
+    index_M = found.distance_M.cpu()[is_closed_M] - 1
+    count[:, 0].index_add_(0, index_M, found.agrees_M.cpu()[is_closed_M].double())
     count[:, 1].index_add_(0, index_M, torch.ones(len(index_M), dtype=torch.float64))
     return count
 
 
-def _acceptance(agreed: Tensor) -> tuple[list[float], float]:
-    return chain((agreed[:, 0] / agreed[:, 1].clamp(min=1)).tolist())
+def _shares(agreed: Tensor) -> list[float | None]:
+    """Acceptance by distance; None at one that no mask has."""
+    return [agrees / count if count else None for agrees, count in agreed.tolist()]
 
 
 def _cast_frozen(backbone: Backbone, dtype: torch.dtype) -> None:

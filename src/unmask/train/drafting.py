@@ -8,7 +8,10 @@ A draft is checked by the parent, so the parent is the teacher: the loss of a ma
 next token and with the parent's distribution for it, given the whole text before. The words that may be drafted share
 the probability; a token that is none of them teaches through the parent's distribution alone.
 
-Letters: B rows, L columns, N masks of a row, M masks in all, D width, W words, J distances in a block.
+Where a block shows some of its tokens, as in decoding that fills it in any order, these are read by the adapted network
+as themselves, and each place learns unless what it would say is shown. Such a block says nothing of drafts.
+
+Letters: B rows, L columns, N places of a row, M of them in all that learn, D width, W words, J distances in a block.
 """
 
 from collections.abc import Sequence
@@ -32,7 +35,7 @@ _NOWHERE = Span(0, 0)  # a kept forward has its columns in order, and needs no w
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drafted:
-    """What came of the masks of a batch, one after the other, row by row."""
+    """What came of the places of a batch that learn, one after the other, row by row."""
 
     hard_M: Float[Tensor, " M"]
     """Cross-entropy with the text's token, nats; 0 where it is no word that may be drafted."""
@@ -48,7 +51,10 @@ class Drafted:
     """Whether the best word is the parent's best token: a greedy draft would be accepted."""
 
     distance_M: Int[Tensor, " M"]
-    """Which mask of its block each is, from 1."""
+    """Which place of its block each is, from 1."""
+
+    is_closed_M: Bool[Tensor, " M"]
+    """Whether its block shows nothing, as the one that a draft comes from."""
 
 
 class DraftTrainee(nn.Module):
@@ -66,9 +72,9 @@ class DraftTrainee(nn.Module):
 
     def forward(self, ids_BL: Int[Tensor, "B L"], document_BL: Int[Tensor, "B L"], blocks: Blocks) -> Drafted:
         teacher_MD, hidden_MD = self.hidden(ids_BL, document_BL, blocks)
-        is_real_BN, column_BN = blocks.is_real_BN, blocks.column_BN
-        shown_M, next_M = ids_BL.gather(1, column_BN)[is_real_BN], ids_BL.gather(1, column_BN + 1)[is_real_BN]
-        told_MD = self.head(hidden_MD, self.backbone.embed_tokens(shown_M).to(hidden_MD.dtype))
+        is_asked_BN, column_BN = blocks.is_asked_BN(), blocks.column_BN
+        before_M, next_M = ids_BL.gather(1, column_BN)[is_asked_BN], ids_BL.gather(1, column_BN + 1)[is_asked_BN]
+        told_MD = self.head(hidden_MD, self.backbone.embed_tokens(before_M).to(hidden_MD.dtype))
         rows_WD = self.backbone.lm_head.weight.detach()[self.words_W]
         with torch.no_grad():
             teacher_MW = F.linear(teacher_MD, rows_WD.to(teacher_MD.dtype)).float().softmax(-1)
@@ -84,24 +90,25 @@ class DraftTrainee(nn.Module):
             blind_M=-(teacher_MW * blind_MW).sum(-1),
             is_word_M=is_word_M,
             agrees_M=self.words_W[logq_MW.argmax(-1)] == best_M,
-            distance_M=blocks.distance_BN()[is_real_BN],
+            distance_M=blocks.distance_BN()[is_asked_BN],
+            is_closed_M=blocks.is_closed_BN()[is_asked_BN],
         )
 
     def hidden(
         self, ids_BL: Int[Tensor, "B L"], document_BL: Int[Tensor, "B L"], blocks: Blocks
     ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"]]:
-        """The parent's hidden states at the masks' columns, which predict what the masks do, and those of the masks."""
+        """The parent's hidden states at the columns of the places that learn, and those of the places."""
         mask_id = self.backbone.config.mask_id
         assert mask_id is not None
         kept = Kept()
         position_BL = document_positions(document_BL)
-        column_BN, is_real_BN = blocks.column_BN, blocks.is_real_BN
+        column_BN, is_asked_BN = blocks.column_BN, blocks.is_asked_BN()
         with torch.no_grad(), without_lora(self.backbone):
             clean_BLD = self.backbone(
                 ids_BL, position_BL, attn_mask=causal_document_mask(document_BL), cache=kept, window=_NOWHERE
             )
         noisy_BND = self.backbone(
-            torch.full_like(column_BN, mask_id),
+            torch.where(blocks.is_shown_BN, ids_BL.gather(1, column_BN), mask_id),
             position_BL.gather(1, column_BN),
             attn_mask=block_mask(blocks, document_BL),
             cache=Behind(kept),
@@ -109,18 +116,18 @@ class DraftTrainee(nn.Module):
             gate=0,
         )
         row_BN = torch.arange(len(ids_BL), device=ids_BL.device)[:, None].expand_as(column_BN)
-        return clean_BLD[row_BN, column_BN][is_real_BN], noisy_BND[is_real_BN]
+        return clean_BLD[row_BN, column_BN][is_asked_BN], noisy_BND[is_asked_BN]
 
 
-def chain(shares: Sequence[float]) -> tuple[list[float], float]:
-    """Acceptance by distance, and the tokens that a round settles if a token is accepted with these chances, one after
-    the other: 1 + a_1 + a_1 a_2 + …
+def chain(shares: Sequence[float | None]) -> float:
+    """The tokens that a round settles if a token is accepted with the chance of its distance, one after the other:
+    1 + a_1 + a_1 a_2 + …, up to the first distance that is unknown.
 
-    >>> chain([0.5, 1.0])
-    ([0.5, 1.0], 2.0)
+    >>> chain([0.5, 1.0]), chain([0.5, None])
+    (2.0, 1.5)
     """
     reached, total = 1.0, 1.0
     for share in shares:
-        reached *= share
+        reached *= share or 0.0
         total += reached
-    return list(shares), total
+    return total

@@ -16,6 +16,14 @@ One line of `metrics.jsonl` is one record: `step`, the number of optimiser steps
     heldout_masked_ce  masked_ce there, end tokens included
     pass_at_1          share of the held-out tasks solved; parses is that of the answers which are Python
 
+of a drafter (`train/draft.py`) instead of the losses above
+
+    hard, soft, blind  cross-entropy with the text, with the parent, and with the parent before the draft head
+    acceptance         by distance, how often the drafted token is the parent's own; null where no mask was
+    tokens_per_round   what a round of speculative decoding would settle with that acceptance; both, and soft, on the
+                       held-out rows under heldout_
+    word_share         share of the tokens that may be drafted at all
+
 and those of the clock, which differ between two runs of the same numbers (`CLOCK`):
 
     time               seconds since 1970
@@ -169,12 +177,17 @@ def console_line(step: int, values: Values, *, total_steps: int) -> str:
     'step 10/100  loss 2.346  lr 0.0003  15.2k tokens/s  1:02:05 left'
     >>> console_line(10, {"heldout_nelbo": 1.5, "pass_at_1": 0.25}, total_steps=100)
     'step 10/100  heldout_nelbo 1.5  pass_at_1 0.25'
+    >>> console_line(10, {"acceptance": [0.713, 0.5, None], "tokens_per_round": 2.0694}, total_steps=100)
+    'step 10/100  acceptance .71 .50  tokens_per_round 2.07'
     """
     parts = [f"step {step}/{total_steps}"]
     for name, value in values.items():
-        if name in ("tokens", "epoch", "time") or isinstance(value, Sequence) or value is None:
+        if name in ("tokens", "epoch", "time") or value is None:
             continue
-        parts.append(_SPOKEN[name](value) if name in _SPOKEN else f"{name} {value:.4g}")
+        if name in _SPOKEN:
+            parts.append(_SPOKEN[name](value))
+        elif not isinstance(value, Sequence):
+            parts.append(f"{name} {value:.4g}")
     return "  ".join(parts)
 
 
@@ -220,8 +233,16 @@ def _clock_face(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02} left"
 
 
+def _short_shares(shares: Sequence[Number]) -> str:
+    return " ".join(f"{share:.2f}".removeprefix("0") for share in shares if share is not None)
+
+
 _SPOKEN: dict[str, Callable[[Any], str]] = {
-    "tokens_per_second": lambda rate: f"{rate / 1000:.1f}k tokens/s",
+    "acceptance": lambda shares: f"acceptance {_short_shares(shares)}",
+    "heldout_acceptance": lambda shares: f"heldout_acceptance {_short_shares(shares)}",
+    "tokens_per_round": lambda tokens: f"tokens_per_round {tokens:.2f}",
+    "heldout_tokens_per_round": lambda tokens: f"heldout_tokens_per_round {tokens:.2f}",
+    "tokens_per_second": lambda rate: f"{rate / 1000:.1f}k tokens/s" if rate >= 1000 else f"{rate:.0f} tokens/s",
     "eta_seconds": _clock_face,
     "memory_bytes": lambda size: f"{size / 2**30:.1f} GiB",
     "mfu": lambda share: f"mfu {share:.1%}",

@@ -5,15 +5,15 @@ from collections.abc import Callable
 
 
 class Pace:
-    """A stopwatch over steps. `peak` is the sum of the FLOP/s of all devices."""
+    """A stopwatch over steps. `peak` is the sum of the FLOP/s of all devices; without it no share of it is told."""
 
     def __init__(
         self,
         *,
         total_steps: int,
         tokens_per_step: int,
-        flops_per_token: float,
-        peak: float,
+        flops_per_token: float = 0.0,
+        peak: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._total_steps, self._tokens_per_step = total_steps, tokens_per_step
@@ -36,6 +36,6 @@ class Pace:
         rate = self._tokens_per_step / seconds
         return {
             "tokens_per_second": rate,
-            "mfu": rate * self._flops_per_token / self._peak,
+            **({"mfu": rate * self._flops_per_token / self._peak} if self._peak is not None else {}),
             "eta_seconds": (self._total_steps - step) * seconds,
         }

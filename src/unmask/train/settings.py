@@ -340,11 +340,14 @@ def with_values(settings: Any, values: Mapping[str, str], *, also_known: Sequenc
     return dataclasses.replace(settings, **replaced)
 
 
-def parse_value(kind: Any, text: str) -> Any:
-    """Text as a value of an annotation: numbers, booleans, words of a Literal, `none`, comma-separated tuples.
+def parse_value(kind: Any, text: str, *, _separator: str = ",") -> Any:
+    """Text as a value of an annotation: numbers, booleans, words of a Literal, `none`, comma-separated tuples, with
+    colons in a tuple of tuples.
 
     >>> parse_value(int | None, "none"), parse_value(tuple[int, int] | None, "16,96"), parse_value(float, "1e-3")
     (None, (16, 96), 0.001)
+    >>> parse_value(tuple[tuple[float, int], ...], "0:2,0.2:4")
+    ((0.0, 2), (0.2, 4))
     """
     origin, args = typing.get_origin(kind), get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -356,11 +359,12 @@ def parse_value(kind: Any, text: str) -> Any:
             raise ValueError(did_you_mean(text, [str(arg) for arg in args]))
         return text
     if origin is tuple:
-        pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
+        pieces = [piece.strip() for piece in text.split(_separator) if piece.strip()]
         if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(parse_value(args[0], piece) for piece in pieces)
+            return tuple(parse_value(args[0], piece, _separator=":") for piece in pieces)
         if len(pieces) != len(args):
-            raise ValueError(f"needs {len(args)} values separated by commas")
+            where, how = ("", "commas") if _separator == "," else (f"{text!r} ", "a colon, as in 0.2:4")
+            raise ValueError(f"{where}needs {len(args)} values separated by {how}")
         return tuple(parse_value(arg, piece) for arg, piece in zip(args, pieces, strict=True))
     if kind is bool:
         if text.lower() not in ("true", "false"):
