@@ -340,6 +340,15 @@ def test_two_runs_stand_side_by_side_and_a_button_finds_where_they_part(open_pag
     assert [text for text, _ in row(shown, 1)][2] == " g"
 
 
+def test_answers_are_compared_from_their_beginnings_where_prompts_differ_in_length(open_page: Open) -> None:
+    one = written(initial_ids=[1, None, None], steps=[commits((1, 2)), commits((2, 3))])
+    two = written(initial_ids=[1, 9, None, None], steps=[commits((2, 2)), commits((3, 11))])
+    shown = open_page(one, two, width=1200)
+    scrub(shown, 2)
+    differing = [[i for i, (_, classes) in enumerate(row(shown, n)) if "differs" in classes] for n in (0, 1)]
+    assert differing == [[0, 2], [0, 1, 3]]
+
+
 def test_the_shorter_of_two_runs_waits_at_its_end(open_page: Open) -> None:
     shown = open_page(written(), written(steps=written().steps[:2]))
     shown.keyboard.press("End")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unmask.train.rig import Evaluator, Outcome
     from unmask.train.settings import Recipe, Stage
 
-_PATIENCE = 3.0
+_PATIENCE = 10.0
 """Seconds that other ranks leave to the first, and to torchrun to end them, before they tell of an error themselves."""
 _SMALL = 100_000_000
 """Parameters below which a plan is made for this machine."""

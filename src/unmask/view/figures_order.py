@@ -225,15 +225,9 @@ def _overlaps(at: int, count: int, bins: int) -> list[tuple[int, float]]:
     return found
 
 
-def entropy_sink(
-    curves: Sequence[Curve],
-    *,
-    measure: Literal["confidence", "entropy"] = "confidence",
-    title: str = "",
-    width: Width = "column",
-) -> "Figure":
+def entropy_sink(curves: Sequence[Curve], *, title: str = "", width: Width = "column") -> "Figure":
     """How sure the network is in the first step, by how far behind the prompt a position lies (1 is next to it)."""
-    check_curves(curves, "the entropy sink", are_shares=measure == "confidence")
+    check_curves(curves, "the entropy sink", are_shares=True)
     with styled():
         figure, (axes,) = panels(width=width, height=2.1, title=title)
         farthest = max(len(curve.points) for curve in curves)
@@ -241,13 +235,9 @@ def entropy_sink(
         drawn = {curve.label: line(axes, curve, at=at, every=every) for at, curve in enumerate(curves)}
         in_whole_numbers(axes.xaxis)
         axes.set_xlabel("distance from the prompt (tokens)")
-        if measure == "confidence":
-            axes.set_ylabel("confidence in the first step (%)")
-            axes.set_ylim(-0.03, 1.03)
-            in_percent(axes.yaxis)
-        else:
-            axes.set_ylabel("entropy in the first step (nats)")
-            axes.set_ylim(bottom=0)
+        axes.set_ylabel("confidence in the first step (%)")
+        axes.set_ylim(-0.03, 1.03)
+        in_percent(axes.yaxis)
         legend(figure, drawn)
     return figure
 

@@ -413,13 +413,20 @@ function said(view, index) {
   return token === null || token === undefined ? token : JSON.stringify(pieceOf(view.run, token));
 }
 
-// Which cells hold another token than the other run's at the same position.
+// How many positions a run was given before its first mask.
+function lead(run) {
+  const first = run.cells.findIndex(([born, , token]) => born === 0 && token === null);
+  return first < 0 ? run.cells.length : first;
+}
+
+// Which cells hold another token than the other run's at the same place of the answer; prompts may differ in length.
 function compare() {
   if (views.length < 2) return;
   const rows = views.map((view) => view.row());
   views.forEach((view, which) => {
-    const [mine, theirs] = [rows[which], rows[1 - which]];
-    mine.forEach((index, position) => view.mark(index, said(view, index) !== said(views[1 - which], theirs[position])));
+    const [mine, theirs, other] = [rows[which], rows[1 - which], views[1 - which]];
+    const shift = lead(other.run) - lead(view.run);
+    mine.forEach((index, position) => view.mark(index, said(view, index) !== said(other, theirs[position + shift])));
   });
 }
 
