@@ -147,3 +147,14 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 
 def _tokens(stage: StageSettings) -> int:
     return stage.steps * stage.tokens_per_step
+
+
+def test_data_is_made_where_a_stage_reads_it_and_not_where_it_was_given_other_data() -> None:
+    recipe = recipes.find("tiny_cpgrpo", FOLDER)
+    assert recipe.is_prepared_for(recipe.stages)
+    other = recipe.with_changes(["prompts.tasks=mine.jsonl"])
+    assert not other.is_prepared_for(other.stages)
+    tiny = recipes.find("tiny", FOLDER)  # which says nothing of what it makes
+    assert tiny.is_prepared_for(tiny.with_changes(["sft.data.rows=8"]).stages)
+    adapted = recipes.find("diffucoder_7b", FOLDER)
+    assert not adapted.is_prepared_for(adapted.stages)

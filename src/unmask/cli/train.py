@@ -98,7 +98,7 @@ def _run(recipe: "Recipe", stages: "list[Stage]", folder: Path, world: "World", 
     from unmask.train.parallel import wait_for_all
 
     tell = _teller(quiet)
-    if recipe.prepare is not None:
+    if recipe.prepare is not None and recipe.is_prepared_for(stages):
         if world.is_first:
             recipe.prepare(folder, tell)
         wait_for_all(world)

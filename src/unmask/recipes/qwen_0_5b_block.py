@@ -61,4 +61,5 @@ def recipe(folder: Path) -> Recipe:
             ),
         ),
         prepare=lambda folder, tell: prepare(folder, tell, source=SOURCE),
+        makes=(str(data),),
     )

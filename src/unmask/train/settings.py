@@ -6,6 +6,7 @@ with another record is refused with the names of what differs.
 """
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -281,6 +282,16 @@ class Recipe:
     stages: tuple[Stage, ...]
     prepare: Callable[[Path, Callable[[str], None]], None] | None = None
     """Makes the data under the run's folder where it is absent; None: the data is the user's to bring."""
+
+    makes: tuple[str, ...] = ()
+    """What `prepare` makes, as stages name it. It is called if a stage to run reads some of it; (): in any case."""
+
+    def is_prepared_for(self, stages: "Sequence[Stage]") -> bool:
+        """Whether `prepare` has something to make for these stages, which `--set` may have given other data."""
+        if self.prepare is None:
+            return False
+        read = [json.dumps(as_record(stage)) for stage in stages]
+        return not self.makes or any(json.dumps(made)[1:-1] in record for record in read for made in self.makes)
 
     def stage(self, name: str) -> Stage:
         """The stage of that name."""
