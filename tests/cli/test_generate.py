@@ -761,3 +761,24 @@ def test_a_decoder_that_the_model_does_not_have_is_refused(folders: dict[str, Pa
     assert "did you mean speculative" in refused("causal", "--decoder", "speculation")
     assert "a drafter is for a causal model" in refused("block", "--drafter", folders["drafter"])
     assert "no adapter, and a drafter is wanted" in refused("causal", "--drafter", folders["causal"])
+
+
+def test_a_cache_that_is_not_exact_is_refused_with_every_decoder(folders: dict[str, Path]) -> None:
+    for decoder in ((), ("--decoder", "diffusion")):
+        message = refusal(
+            "generate", PROMPT, "-m", folders["causal"], *SHORT, "--drafter", folders["drafter"], "--cache", "prefix",
+            *decoder,
+        )  # fmt: skip
+        assert message.startswith("--cache prefix is for models with full attention")
+        assert message.endswith("leave --cache out")
+
+
+def test_a_run_goes_on_with_another_decoder(folders: dict[str, Path], tmp_path: Path) -> None:
+    record = tmp_path / "run.jsonl"
+    with_drafter = ("-m", folders["causal"], "--drafter", folders["drafter"], "--dtype", "float32")
+    trusting = ("--decoder", "diffusion", "--policy", "threshold", "--threshold", 0.1, "--block-length", 3)
+    generate(folders["causal"], "--drafter", folders["drafter"], *trusting, "--trajectory", record)
+    plain = generate(folders["causal"]).text
+    for decoder in ("autoregressive", "speculative"):
+        outcome = unmask("generate", "--resume", record, "--at", 0, *with_drafter, "--decoder", decoder)
+        assert (outcome.code, outcome.text) == (0, plain), outcome.err

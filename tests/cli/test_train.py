@@ -207,7 +207,7 @@ def test_a_drafter_is_trained_for_weights_that_are_there(parent: None) -> None:
     assert told[0] == "drafter: 4 steps of 128 tokens, in blocks of 4"
     assert told[-2:] == [
         "drafter: done, runs/draft/drafter/final",
-        "try it: unmask generate --drafter runs/draft/drafter/final PROMPT",
+        "try it: unmask generate --model runs/small/first/final --drafter runs/draft/drafter/final PROMPT",
     ]
     (last,) = (line for line in told if line.startswith("step 4/4  loss "))
     assert re.search(r"  acceptance( 1?\.\d\d){4}  tokens_per_round \d\.\d\d  ", last)

@@ -8,6 +8,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from unmask.decode.denoiser import Denoiser
+from unmask.decode.drafted import DraftedDenoiser
 from unmask.decode.infill import Filler, Hole, Infilling, Segment, cut_lines, infill, parse_markers, start_infill
 from unmask.decode.session import Model
 from unmask.decode.settings import DecodeSettings
@@ -15,6 +17,7 @@ from unmask.errors import CanvasError, CheckpointError, NumericsError, TextError
 from unmask.trajectory import Trajectory
 
 from checkpoints import END_ID, FIM_PREFIX_ID, FIM_SUFFIX_ID, MASK_ID, VOCAB_SIZE, scripted, spell, tiny_model
+from doubles import RowDenoiser
 
 GROWS = Hole(most=9)
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -498,6 +501,26 @@ def test_a_range_stops_where_the_model_does_and_at_its_most(causal: Model) -> No
 def test_an_end_that_is_written_as_plain_text_ends_a_hole_and_is_not_in_it() -> None:
     model = says(tiny_model("causal", end_ids=(ord("!"),)), "ab!cd")
     assert infill(model, ["<", within(1, 9), ">", GROWS, ""]).holes == ("ab", "ab")
+
+
+class InWindows(RowDenoiser, DraftedDenoiser):
+    """Scores as they are told, in windows as those of a drafter."""
+
+    window_length = 5
+
+
+class Trusting(Model):
+    """A causal model that settles windows: what it says goes on behind its end."""
+
+    def denoiser(self, settings: DecodeSettings) -> Denoiser:
+        return InWindows(self.backbone.config, spell([*b"one", END_ID, *b"tail"]))
+
+
+def test_what_is_settled_behind_an_end_is_no_part_of_the_hole(causal: Model) -> None:
+    trust = DecodeSettings(decoder="diffusion", policy="threshold", threshold=0.5)
+    result = infill(Trusting(causal.backbone, causal.tokenizer), ["a(", GROWS, ")"], trust)
+    assert result.trajectories[0].steps[0].commits[-1].token_id == ord("t")
+    assert (result.text, result.num_tokens) == ("a(one)", 3)
 
 
 def test_only_a_growing_hole_may_stay_empty(causal: Model) -> None:

@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from unmask.errors import SettingsError
 from unmask.model.backbone import Backbone
@@ -74,7 +75,7 @@ def same(one, other):
 def by_two(world: World, stage: DraftStage, folder: str) -> None:
     from pathlib import Path
 
-    train_draft(stage, Path(folder), world=world, quiet=True)
+    train_draft(stage, Path(folder), world=replace(world, layout=stage.run.parallel), quiet=True)
 
 
 def test_it_learns_and_leaves_a_drafter_of_its_parent(data, tmp_path):
@@ -189,6 +190,17 @@ def test_two_processes_learn_what_one_does(data, tmp_path):
         for name in ("one", "two")
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_rank_without_heldout_rows_takes_part_in_their_measure(data, tmp_path):
+    stage = stage_of(data, steps=2)
+    stage = replace(stage, evaluation=replace(stage.evaluation, documents=3))
+    one = train_draft(stage, tmp_path / "one", world=World(), quiet=True).last
+    together(by_two, replace(stage, run=replace(stage.run, parallel="fsdp")), str(tmp_path / "two"), limit=60)
+    two = read_metrics(tmp_path / "two" / "metrics.jsonl")[-1]
+    assert two["heldout_soft"] == pytest.approx(one["heldout_soft"], abs=1e-5)
+    drafters = [load_file(tmp_path / name / "final" / "drafter.safetensors") for name in ("one", "two")]
+    assert all(torch.allclose(drafters[0][name], drafters[1][name], atol=1e-2) for name in drafters[0])
 
 
 def test_the_words_are_the_most_frequent_ones(data):

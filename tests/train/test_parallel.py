@@ -12,7 +12,17 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from unmask.errors import SettingsError
-from unmask.train.parallel import World, add_gradients, add_up, clip_gradients, gather_objects, loss_scale, shard, world
+from unmask.train.parallel import (
+    World,
+    add_gradients,
+    add_up,
+    after_first,
+    clip_gradients,
+    gather_objects,
+    loss_scale,
+    shard,
+    world,
+)
 
 from training_runs import free_port, start, together, wait
 
@@ -71,6 +81,24 @@ def test_a_missing_rank_is_told_and_not_waited_for_without_end(tmp_path: Path) -
         "); start every rank (torchrun --nnodes --nproc-per-node) with the same --rdzv-endpoint, or raise "
         "run.timeout_seconds"
     )
+
+
+def prepare_slowly(who: World, rank: int, port: int, out: Path) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port))
+
+    def work() -> None:
+        time.sleep(4)
+        out.write_text(str(here.rank), encoding="utf-8")
+
+    with world("ddp", device="cpu", timeout_seconds=2) as here:
+        after_first(here, work)
+        assert out.read_text(encoding="utf-8") == "0"
+
+
+def test_work_of_the_first_rank_may_take_longer_than_the_others_wait(tmp_path: Path) -> None:
+    port = free_port()
+    processes = [process for rank in (0, 1) for process in start(prepare_slowly, rank, port, tmp_path / "out")]
+    assert [wait(process) for process in processes] == [0, 0]
 
 
 def group_of_one(who: World, layout: str) -> None:

@@ -1,5 +1,6 @@
 """`unmask train RECIPE`: run the stages of a recipe, go on with them, or say what they will cost."""
 
+import functools
 import os
 import signal
 import sys
@@ -95,13 +96,11 @@ def _run(recipe: "Recipe", stages: "list[Stage]", folder: Path, world: "World", 
     """Train the stages; True when Ctrl-C ended it early."""
     from unmask.evaluate.training import TrainingEvaluator
     from unmask.train.checks import is_done
-    from unmask.train.parallel import wait_for_all
+    from unmask.train.parallel import after_first
 
     tell = _teller(quiet)
     if recipe.prepare is not None and recipe.is_prepared_for(stages):
-        if world.is_first:
-            recipe.prepare(folder, tell)
-        wait_for_all(world)
+        after_first(world, functools.partial(recipe.prepare, folder, tell))
     _check_data(stages)
     measured = [stage for stage in stages if stage.evaluation.tasks or stage.evaluation.prompt]
     evaluators = {stage.name: TrainingEvaluator(stage.evaluation) for stage in measured} if world.is_first else {}
@@ -120,7 +119,7 @@ def _run(recipe: "Recipe", stages: "list[Stage]", folder: Path, world: "World", 
                 tell(f"{stage.name}: stopped after step {outcome.step} of {stage.steps} and saved; go on with --resume")
                 return is_interrupted()
             tell(f"{stage.name}: done, {outcome.folder}")
-            last = f"--{_kind_of(stage)} {outcome.folder}"
+            last = _options_for(stage, outcome.folder)
     if last is not None:
         tell(f"try it: unmask generate {last} PROMPT")
     return False
@@ -162,11 +161,11 @@ def _train(
     return train_stage(stage, folder, world=world, resume=resume, evaluator=evaluator, quiet=quiet)
 
 
-def _kind_of(stage: "Stage") -> str:
-    """What a stage leaves: a model, or a drafter for one."""
+def _options_for(stage: "Stage", folder: Path) -> str:
+    """What `generate` is to be given of what a stage left: a model, or a drafter beside its parent."""
     from unmask.train.draft_settings import DraftStage
 
-    return "drafter" if isinstance(stage, DraftStage) else "model"
+    return f"--model {stage.model.source} --drafter {folder}" if isinstance(stage, DraftStage) else f"--model {folder}"
 
 
 def _size(stage: "Stage") -> str:

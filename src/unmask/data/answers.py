@@ -116,7 +116,9 @@ def question_of(record: Mapping[str, Any], where: str) -> Asked:
     name = next((name for name in _ASKS if record.get(name)), None)
     if name is None:
         given = ", ".join(map(str, record)) or "nothing"
-        raise DataError(f"{where} has the fields {given}; a question has one of {', '.join(_ASKS)}")
+        raise DataError(
+            f"{where} has the fields {given}; a question has one of {', '.join(_ASKS)}, with something in it"
+        )
     prefill = record.get(_PREFILL) or ""
     for key, value in ((_PREFILL, prefill), *([] if name == "messages" else [(name, record[name])])):
         if not isinstance(value, str):

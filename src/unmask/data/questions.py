@@ -106,8 +106,8 @@ def make(
                 found.append(function)
     if not found and set(kinds) != {"chat"}:
         raise DataError(
-            f"{', '.join(sources)} hold no function to ask about, with a docstring and of 3 to 40 lines; add a source "
-            f"such as {corpus.STDLIB} or {corpus.INSTALLED}, or give `--kinds chat`"
+            f"there is no function to ask about in {', '.join(sources)}, with a docstring and of 3 to 40 lines; add a "
+            f"source such as {corpus.STDLIB} or {corpus.INSTALLED}, or give `--kinds chat`"
         )
 
     def keeps(question: Question) -> bool:

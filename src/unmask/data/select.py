@@ -8,8 +8,8 @@ section 4 and appendix) chose its tasks from AceCode so, and its paper and its r
     as-coded   tasks whose mean is at most the 20th percentile of all means, and whose deviation is at least the 40th
                percentile of the deviations of *all* tasks, easy ones included
 
-    mixed      tasks that some answers passed and others failed: a group of rollouts on any other is likely to be of one
-               kind, and teaches nothing. Ours
+    mixed      tasks whose answers differ in the share of the tests that they passed: a group of rollouts on any other
+               is likely to be of one kind, and teaches nothing. Ours
 
 "Of those" is our reading of the paper's words. Both counted the answers of AceCode's models `qwen_coder_2.5` and
 `llama3_instruct`. Comparisons are ≤ and ≥, so that tasks equal to a threshold stay. Percentiles are numpy's default,

@@ -399,7 +399,7 @@ class MiddleFiller(Filler):
         self.runs.append(self.run)
         for event in self.run:
             row = self.run.canvas.row_ids(0)[len(prompt) + len(had) :]
-            ids[:] = had + [token for token in row if token is not None and not (may_end and token in ends)]
+            ids[:] = had + _written(row, ends)
             yield event
 
     def _text(self, ids: list[int], owed: str) -> str:
@@ -431,6 +431,16 @@ class MiddleFiller(Filler):
                 f"context holds {limit}; shorten the text around the hole"
             )
         return min(hole.most, limit - len(prompt))
+
+
+def _written(row: Sequence[int | None], ends: Sequence[int]) -> list[int]:
+    """The tokens before the first mask or end: what a drafter settled behind it is not text yet, or never."""
+    ids: list[int] = []
+    for token in row:
+        if token is None or token in ends:
+            break
+        ids.append(token)
+    return ids
 
 
 def _cut(text: str, next_line: str, *, kept: int = 0, is_done: bool = False) -> tuple[str, bool]:

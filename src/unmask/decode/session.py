@@ -271,7 +271,12 @@ class Model:
         if attention == "causal" and self.drafter is None and asked in ("speculative", "diffusion"):
             raise SettingsError(
                 f"--decoder {asked} needs a drafter, and {self.name} was loaded without one; give `--drafter DIR`, or "
-                "leave --decoder out"
+                "`--decoder autoregressive`"
+            )
+        if self.drafter is not None and settings.cache is not None:
+            raise SettingsError(
+                f"--cache {settings.cache} is for models with full attention, and a causal model's own cache is exact "
+                "and always on: leave --cache out"
             )
         if self.drafter is not None and asked == "diffusion":
             return DraftedDenoiser(self.backbone, self.drafter, block_length=settings.block_length)
@@ -323,6 +328,9 @@ def resumed_settings(trajectory: Trajectory, changes: dict[str, Any]) -> DecodeS
             recorded.pop(name, None)
     if changes.get("temperature") == 0:
         recorded.pop("temperature_role", None)
+    if changes.get("decoder") in ("autoregressive", "speculative"):  # these belonged to the decoder before
+        for name in ("policy", *ADAPTIVE_POLICIES, "policy_temperature", "steps", "block_length"):
+            recorded.pop(name, None)
     try:
         settings = settings_from({**recorded, **changes})
     except TypeError as error:

@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unmask.decode.canvas import Canvas, Positions
-from unmask.decode.denoiser import check_fit, window_through
+from unmask.decode.denoiser import PREFILL, check_fit, window_through
 from unmask.decode.draft_plan import Plan, column_cost, plan
 from unmask.decode.policy import Proposal, propose
 from unmask.decode.settings import DecodeSettings
@@ -39,7 +39,6 @@ from unmask.model.cache import KVCache, Ragged, Span
 from unmask.model.drafter import Drafter
 from unmask.seeds import derive_seed
 
-PREFILL = 512  # prompt columns per forward, as in `denoiser`
 _FIRST_RATE = 0.7  # of acceptance, before anything was checked
 _MEMORY = 0.9  # of the average of later checks
 
@@ -152,7 +151,7 @@ class Speculator:
             is_kept_M[at : at + right + 1] = True
             accepted.append(right)
             at += count + 1
-        self._redraft(hidden_ATD, states, accepted, tokens, block_at, is_suppressed_V)
+        self._redraft(hidden_ATD, states, accepted, tokens, block_at)
         return Round(places=asked, proposal=proposal, is_kept_M=is_kept_M, drafted=drafted)
 
     # The forward
@@ -279,7 +278,6 @@ class Speculator:
         accepted: list[int],
         tokens: list[int],
         block_at: list[list[int]],
-        is_suppressed_V: Tensor,
     ) -> None:
         """Move the rows behind what they settled, and read the blocks that stand there."""
         longest = max(state.plan.masks[i] for state, i in zip(states, accepted, strict=True))

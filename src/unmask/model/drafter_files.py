@@ -26,7 +26,7 @@ from unmask.model.backbone import Backbone, RMSNorm
 from unmask.model.checkpoint import SafetensorsFile, hf_name, mismatches, read_json
 from unmask.model.drafter import Drafter, DraftHead
 from unmask.model.gate import GatedLinear
-from unmask.model.lora import LINEARS, LoraSettings, save_adapter
+from unmask.model.lora import LINEARS, LoraSettings, save_adapter, whole
 from unmask.model.packed import PackedLinear
 
 _CONFIG, _WEIGHTS, _OTHERS = "adapter_config.json", "adapter_model.safetensors", "drafter.safetensors"
@@ -50,7 +50,7 @@ def mark_of(backbone: Backbone) -> str:
     digest = hashlib.sha256()
     for module in backbone.modules():
         if isinstance(module, RMSNorm):
-            digest.update(module.weight.detach().cpu().to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+            digest.update(whole(module.weight).to(torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -67,20 +67,22 @@ def save_drafter(
 ) -> None:
     """Write a trained drafter; `backbone` has LoRA layers and a row for the mask. The tensors are stored in `dtype`.
 
-    With sharded parameters every rank calls this; only rank 0 writes. Raises CheckpointError where that fails.
+    With sharded parameters every rank calls this, since their parts are gathered; only rank 0 writes. Raises
+    CheckpointError where that fails.
     """
     assert backbone.mask_row is not None
     assert backbone.config.mask_id is not None
     mark = mark_of(backbone)
+    learnt = {
+        "mask_row": backbone.mask_row,
+        "head.down.weight": head.down.weight,
+        "head.up.weight": head.up.weight,
+    }
+    others = {name: whole(parameter).to(dtype).contiguous() for name, parameter in learnt.items()}
+    others["words"] = words_W.to(torch.int32).cpu().contiguous()
     save_adapter(backbone, folder, settings, base_name=parent, dtype=dtype)
     if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
         return
-    others = {
-        "mask_row": backbone.mask_row.detach().to(dtype).cpu().contiguous(),
-        "head.down.weight": head.down.weight.detach().to(dtype).cpu().contiguous(),
-        "head.up.weight": head.up.weight.detach().to(dtype).cpu().contiguous(),
-        "words": words_W.to(torch.int32).cpu().contiguous(),
-    }
     about = {
         "block_length": block_length,
         "mask_id": backbone.config.mask_id,

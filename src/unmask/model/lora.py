@@ -169,7 +169,7 @@ def save_adapter(
     Both files are written into a folder beside `folder` and then moved into it, the config last. With sharded
     parameters every rank calls this, since their parts are gathered; only rank 0 writes.
     """
-    tensors = {name: _whole(parameter).to(dtype) for name, parameter in _stored_parameters(backbone, settings)}
+    tensors = {name: whole(parameter).to(dtype) for name, parameter in _stored_parameters(backbone, settings)}
     if distributed.is_initialized() and distributed.get_rank() != 0:
         return
     try:
@@ -219,7 +219,7 @@ def _start(rank: int, inputs: int, *, seed: int) -> Float[Tensor, "r I"]:
     return (2 * torch.rand(rank, inputs, generator=generator, device="cpu") - 1) / math.sqrt(inputs)
 
 
-def _whole(parameter: Tensor) -> Tensor:
+def whole(parameter: Tensor) -> Tensor:
     """A parameter's values on the CPU, its shards gathered."""
     values = parameter.detach()
     return (values.full_tensor() if isinstance(values, DTensor) else values).cpu().clone()

@@ -224,9 +224,12 @@ class _Run:
         total = torch.zeros(len(_SUMS), dtype=torch.float64)
         micro = stage.data.micro_rows
         with torch.no_grad():
-            for place in range(world.rank * micro, count, world.size * micro):
-                rows = self.heldout.rows(range(place, min(place + micro, count)))
+            for first in range(0, count, world.size * micro):  # every rank makes as many forwards
+                place = first + world.rank * micro
+                rows = self.heldout.rows(range(place, min(place + micro, count)) or range(1))
                 found = self.drafted(rows, block_length=block_length, revealed=0.0, seed=0)
+                if place >= count:
+                    continue
                 agreed += _agreement(found, stage.draft.block_length)
                 total += _losses(found, stage)[1]
         agreed = add_up(agreed.to(world.device), world).cpu()

@@ -6,7 +6,7 @@ not change what is learnt.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,6 +23,9 @@ from unmask.errors import SettingsError, UnmaskError
 from unmask.train.settings import Parallel
 
 Layout = Literal["none", "ddp", "fsdp"]
+
+_PATIENCE = timedelta(days=30)
+"""How long the other ranks leave to what the first does alone; one that fails ends them by torchrun."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,3 +151,16 @@ def wait_for_all(world: World) -> None:
     """Go on when every rank is here."""
     if world.size > 1:
         dist.barrier()
+
+
+def after_first(world: World, work: Callable[[], None]) -> None:
+    """Let the first rank do some work, and go on when it is done: hours are no sign that a rank is lost, as they would
+    be in `wait_for_all`."""
+    if world.size == 1:
+        work()
+        return
+    patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    if world.is_first:
+        work()
+    dist.barrier(patient)
+    dist.destroy_process_group(patient)
