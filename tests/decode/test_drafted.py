@@ -29,8 +29,12 @@ SETTINGS = [
 ]
 
 
-def slow_logits(backbone, drafter, window, ids, column, mask_id):
+def slow_logits(backbone, drafter, window, ids, column, mask_id, never):
     """The scores of one open place: the settled text as the parent reads it, and the whole window behind it."""
+
+    def best_of(scores, ids):
+        return max((float(score), -at, at) for at, score in enumerate(scores) if int(ids[at]) not in never)[2]
+
     first = ids.index(None)
     none = Span(0, 0)
     kept = Kept()
@@ -54,11 +58,12 @@ def slow_logits(backbone, drafter, window, ids, column, mask_id):
         window=none,
         gate=0,
     )
-    best = backbone.logits(clean_1PD[0, -1]).argmax()
+    parent_V = backbone.logits(clean_1PD[0, -1])
+    best = torch.tensor(best_of(parent_V, range(len(parent_V))))
     for at in range(first, column):
         token = best if ids[at] is None else torch.tensor(ids[at])
         scores_W = drafter.scores(noisy_1ND[:, at - first], token[None])[0]
-        best = drafter.words_W[scores_W.argmax()]
+        best = drafter.words_W[best_of(scores_W, drafter.words_W)]
     out = torch.full((backbone.config.vocab_size,), -torch.inf)
     out[drafter.words_W] = scores_W
     return out
@@ -72,7 +77,10 @@ class Checked(DraftedDenoiser):
         with torch.inference_mode():
             for logits_V, row, column in zip(found, places.rows_M.tolist(), places.columns_M.tolist(), strict=True):
                 ids, start = canvas.row_ids(row), int(canvas.start_B[row])
-                expected_V = slow_logits(self.backbone, self.drafter, self.window_length, ids, column - start, MASK)
+                never = self._is_suppressed_V.nonzero().flatten().tolist()
+                expected_V = slow_logits(
+                    self.backbone, self.drafter, self.window_length, ids, column - start, MASK, never
+                )
                 torch.testing.assert_close(logits_V, expected_V, atol=1e-4, rtol=1e-4)
         yield found
 
@@ -90,6 +98,13 @@ def test_windows_through_the_cache_are_scored_as_in_one_whole_forward(settings, 
         canvas, events = run(denoiser, rows, settings)
         assert not canvas.is_masked_BL.any()
         assert denoiser.num_forwards == sum(event.num_forwards for event in events)
+
+
+def test_what_may_not_be_committed_is_not_the_token_before_another():
+    free, _ = run(DraftedDenoiser(gated(), drafter_of()), ROWS, THRESHOLD)
+    frequent = free.ids_BL[~free.is_fixed_BL].unique()[:20].tolist()
+    found, _ = run(Checked(gated(), drafter_of()), ROWS, THRESHOLD, suppressed_ids=frequent)
+    assert not set(frequent) & set(found.ids_BL[~found.is_fixed_BL].tolist())
 
 
 def test_a_row_does_not_depend_on_its_neighbours():

@@ -165,7 +165,9 @@ def _options_for(stage: "Stage", folder: Path) -> str:
     """What `generate` is to be given of what a stage left: a model, or a drafter beside its parent."""
     from unmask.train.draft_settings import DraftStage
 
-    return f"--model {stage.model.source} --drafter {folder}" if isinstance(stage, DraftStage) else f"--model {folder}"
+    if not isinstance(stage, DraftStage):
+        return f"--model {folder}"
+    return f"--model {stage.model.source or 'PARENT'} --drafter {folder}"
 
 
 def _size(stage: "Stage") -> str:

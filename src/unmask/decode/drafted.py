@@ -6,7 +6,7 @@
               causal model sees it
 
 The first open position of a row is scored by the parent itself, from the last settled token; the ones behind it by the
-drafter, which is told the token before each: the committed one, or the best one that was just proposed. A policy says
+drafter, which is told the token before each: the committed one, or the best one that may stand there. A policy says
 which of them to commit. Whatever is settled up to the first open position becomes clean text in the next call, with the
 parent's own keys and values, so the cache is exact and a wrong draft spoils nothing but what follows from it.
 
@@ -19,7 +19,7 @@ W words that are drafted, V vocabulary.
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.decode.canvas import Canvas, Positions
@@ -42,6 +42,11 @@ class DraftedDenoiser(CachedDenoiser):
         self.drafter = drafter
         self.window_length = drafter.block_length + 1 if block_length is None else block_length
         self._hidden: dict[int, tuple[int, Tensor]] = {}  # row -> its last clean column and the hidden state there
+        self._is_suppressed_V: Tensor | None = None
+
+    def suppress(self, is_suppressed_V: Bool[Tensor, " V"]) -> None:
+        """Ids that are never committed, and so are never the token before another."""
+        self._is_suppressed_V = is_suppressed_V
 
     def logits(self, canvas: Canvas, places: Positions) -> Iterator[Float[Tensor, "C V"]]:
         check_fit(self.config, canvas)
@@ -148,21 +153,30 @@ class DraftedDenoiser(CachedDenoiser):
         """Read the windows from left to right, each position told the token before it."""
         parent_AV = self.backbone.logits(hidden_AND[:, 0])
         words_W = self.drafter.words_W
-        best_A, drafted = parent_AV.argmax(-1), []
+        best_A, drafted = self._best(parent_AV, None), []
         for n in range(1, int(offset_M.max()) + 1):
             column_A = (first_A + n - 1).clamp(max=canvas.width - 1)
             settled_A = canvas.ids_BL[rows, column_A].to(self.device)
             previous_A = torch.where(canvas.is_masked_BL[rows, column_A].to(self.device), best_A, settled_A)
             drafted.append(self.drafter.scores(hidden_AND[:, n], previous_A))
-            best_A = words_W[drafted[-1].argmax(-1)]
-        for chunk in torch.arange(len(row_M)).split(CHUNK):  # type: ignore[no-untyped-call]
-            logits_CV = parent_AV.new_full((len(chunk), parent_AV.shape[1]), -torch.inf, dtype=torch.float32)
-            for c, (a, n) in enumerate(zip(row_M[chunk].tolist(), offset_M[chunk].tolist(), strict=True)):
-                if n == 0:
-                    logits_CV[c] = parent_AV[a]
-                else:
-                    logits_CV[c, words_W] = drafted[n - 1][a]
+            best_A = words_W[self._best(drafted[-1], words_W)]
+        drafted_ANW = torch.stack(drafted, 1) if drafted else None
+        chunks = zip(row_M.to(self.device).split(CHUNK), offset_M.to(self.device).split(CHUNK), strict=True)  # type: ignore[no-untyped-call]
+        for row_C, offset_C in chunks:
+            logits_CV = parent_AV.new_full((len(row_C), parent_AV.shape[1]), -torch.inf, dtype=torch.float32)
+            is_first_C = offset_C == 0
+            logits_CV[is_first_C] = parent_AV[row_C[is_first_C]].float()
+            if drafted_ANW is not None:
+                behind = (~is_first_C).nonzero()
+                logits_CV[behind, words_W] = drafted_ANW[row_C[~is_first_C], offset_C[~is_first_C] - 1]
             yield logits_CV
+
+    def _best(self, scores: Float[Tensor, "A X"], ids_X: Int[Tensor, " X"] | None) -> Int[Tensor, " A"]:
+        """The place of the best score among those of ids that may be committed; None: the ids are the places."""
+        if self._is_suppressed_V is None:
+            return scores.argmax(-1)
+        is_suppressed_X = self._is_suppressed_V if ids_X is None else self._is_suppressed_V[ids_X]
+        return scores.masked_fill(is_suppressed_X, -torch.inf).argmax(-1)
 
 
 def _columns(

@@ -76,7 +76,10 @@ class ExactRule:
         self._samples = samples
         self._now: dict[int, _Block] = {}
         self._length = block_length_of(denoiser, settings)
-        self._window = denoiser.window_length if isinstance(denoiser, DraftedDenoiser) else canvas.width
+        self._window = canvas.width
+        if isinstance(denoiser, DraftedDenoiser):
+            self._window = denoiser.window_length
+            denoiser.suppress(is_suppressed_V)
         is_aligned = denoiser.config.attention == "block"
         self._blocks = [self._row_blocks(canvas, row, is_aligned) for row in range(canvas.num_rows)]
 

@@ -160,6 +160,7 @@ def _answers(
     """The model's answers at a temperature: to all questions, or to the first ones where it is not 0."""
     from unmask.data.answers import answer, read_questions
     from unmask.decode.settings import DecodeSettings
+    from unmask.model.drafter_files import mark_of
 
     path = raw / f"{name}.jsonl"
     if not path.is_file():
@@ -172,6 +173,7 @@ def _answers(
             path,
             settings,
             batch_size=amounts.batch_size,
+            facts={"parent": mark_of(model.backbone), "dtype": str(model.backbone.dtype)},
             resume=path.with_name(f"{path.name}.partial").is_file(),
             report=_progress(tell),
         )
