@@ -510,7 +510,7 @@ def test_every_setting_of_the_loop_reaches_it() -> None:
         ({"temperature_role": "order"}, r"temperature_role=order draws nothing at random, .* that acts on the tokens"),
         ({"temperature": -1.0}, r"rollout.temperature -1.0 is not a temperature"),
         ({"top_p": 1.5}, r"rollout.top_p 1.5 lies outside \(0, 1\]; 1 keeps everything"),
-        ({"policy": "entropie"}, r"rollout.policy 'entropie' is not known; did you mean entropy\?"),
+        ({"policy": "entropie"}, r"rollout.policy 'entropie' is not known; did you mean entropy or entropy_bound"),
         ({"threshold": 0.9}, r"rollout.threshold 0.9 has no effect .*give `rollout.policy threshold` or leave rollout"),
         ({"steps": 0}, r"rollout.steps 0 is not a count"),
         ({"policy_temperature": 1.0, "policy": "random"}, r"rollout.policy_temperature 1.0 has no effect"),
