@@ -9,23 +9,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from unmask.decode.session import load
 from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import load_folder, save_folder
-from unmask.model.config import ModelConfig
 from unmask.model.packed import can_pack, pack
-
-QWEN_0_5B = ModelConfig(
-    family="qwen2",
-    vocab_size=151936,
-    hidden_size=896,
-    intermediate_size=4864,
-    num_layers=24,
-    num_heads=14,
-    num_kv_heads=2,
-    head_dim=64,
-    rope_theta=1e6,
-    max_positions=32768,
-    tie_embeddings=True,
-    qkv_bias=True,
-)
+from unmask.recipes.qwen_0_5b import SHAPE
 
 
 def both(*, random: bool, dtype: torch.dtype) -> tuple[Backbone, PreTrainedModel]:
@@ -43,7 +28,7 @@ def _real(dtype: torch.dtype) -> Backbone:
 
 def _random(dtype: torch.dtype) -> Backbone:
     torch.manual_seed(0)
-    backbone = Backbone(QWEN_0_5B).to(dtype)
+    backbone = Backbone(SHAPE).to(dtype)
     for parameter in backbone.parameters():
         parameter.data.normal_(std=0.02)
     return backbone

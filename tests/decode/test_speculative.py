@@ -85,6 +85,15 @@ def test_a_poor_draft_changes_no_token(settings, block_length):
 
 
 @pytest.mark.parametrize("settings", [GREEDY, WARM], ids=["greedy", "warm"])
+def test_a_block_of_one_drafts_nothing(settings):
+    expected, before = one_by_one(ROWS, settings)
+    found, events = run(Speculator(gated(), drafter_of(), longest=0), ROWS, settings)
+    assert torch.equal(found.ids_BL, expected.ids_BL)
+    assert len(events) == len(before)
+    assert not any(event.drafted for event in events)
+
+
+@pytest.mark.parametrize("settings", [GREEDY, WARM], ids=["greedy", "warm"])
 @pytest.mark.parametrize("wrong_every", [2, 3, 5, 10_000])
 def test_a_good_draft_changes_no_token_either(settings, wrong_every):
     expected, (found, _) = with_oracle(ROWS, settings, wrong_every=wrong_every)

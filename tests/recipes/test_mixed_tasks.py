@@ -10,7 +10,7 @@ import pytest
 
 from unmask import recipes
 from unmask.decode import session
-from unmask.errors import TaskError
+from unmask.errors import SettingsError, TaskError
 from unmask.evaluate import generate as generating
 from unmask.evaluate.generate import Prompt
 from unmask.evaluate.samples import Sample
@@ -100,6 +100,16 @@ def test_drawing_goes_on_where_it_was_stopped_and_what_is_there_stays(
     again = Answers(right)
     assert make(tmp_path, stage, again, monkeypatch) == []
     assert again.drawn == 0
+
+
+def test_answers_that_were_drawn_otherwise_are_not_gone_on_with(
+    tmp_path: Path, stage: GrpoStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, stage, Answers([1, 1, 1, 1], stop_after=5), monkeypatch)
+    other = replace(stage, rollout=replace(stage.rollout, threshold=0.9))
+    with pytest.raises(SettingsError, match=r"differs in settings.threshold \(0.98 there, 0.9 here\)"):
+        make(tmp_path, other, Answers([1, 1, 1, 1]), monkeypatch)
 
 
 def test_a_model_that_solves_all_or_nothing_has_no_such_tasks(

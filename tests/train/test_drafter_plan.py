@@ -12,6 +12,7 @@ from unmask.model.cache import Behind, Kept, Span
 from unmask.model.config import ModelConfig
 from unmask.model.drafter import DraftHead
 from unmask.model.lora import LoraSettings, add_lora, without_lora
+from unmask.recipes.qwen_0_5b import SHAPE
 from unmask.train.drafter_plan import (
     count_draft_parameters,
     draft_activation_bytes,
@@ -23,19 +24,6 @@ from unmask.train.plan import Plan, count_parameters, render
 
 from doubles import tiny_backbone, tiny_config
 
-QWEN_0_5B = ModelConfig(
-    family="qwen2",
-    vocab_size=151_936,
-    hidden_size=896,
-    intermediate_size=4864,
-    num_layers=24,
-    num_heads=14,
-    num_kv_heads=2,
-    head_dim=64,
-    max_positions=32_768,
-    tie_embeddings=True,
-    qkv_bias=True,
-)
 LORA = LoraSettings(rank=4, alpha=8.0)
 WORDS, INNER, LENGTH = 50, 16, 40
 
@@ -128,7 +116,7 @@ def plan(**changes: Any) -> Plan:
         "steps": 1500,
         "lora": LoraSettings(rank=32, alpha=64.0),
     }
-    return make_draft_plan(QWEN_0_5B, **{**settings, **changes})
+    return make_draft_plan(SHAPE, **{**settings, **changes})
 
 
 def test_the_parent_lies_in_the_precision_of_its_products_and_has_no_gradient() -> None:

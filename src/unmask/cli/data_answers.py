@@ -14,7 +14,6 @@ from unmask.cli.options import ModelOptions, with_decoding
 
 if TYPE_CHECKING:
     from unmask.data.answers import AnswerProgress
-    from unmask.decode.session import Model
 
 _PAUSE = 30.0  # seconds between two lines of progress where stderr is no terminal
 
@@ -79,7 +78,7 @@ def answers(
                 batch_size=batch_size,
                 keep_cut=keep_cut,
                 resume=resume,
-                facts=_facts(loaded, model),
+                facts=model.facts(loaded),
                 report=tell,
             )
     except KeyboardInterrupt:
@@ -91,23 +90,6 @@ def answers(
         print_json({"path": str(output), "answers": made.num_answers, "left_out": dict(made.left_out)})
         return
     print_line([output, made.num_answers])
-
-
-def _facts(loaded: "Model", options: ModelOptions) -> dict[str, Any]:
-    """Which weights, by their content: training overwrites checkpoints, and branches of the hub move."""
-    from unmask.evaluate.folder import fingerprint
-    from unmask.model import hub
-
-    found = hub.resolve(loaded.name, revision=options.revision, offline=True)  # it was loaded, so it is here
-    folders = {"weights": found.path, "adapter": options.adapter, "drafter": options.drafter}
-    return {
-        "model": loaded.name,
-        **{name: None if folder is None else fingerprint(folder) for name, folder in folders.items()},
-        "mask_id": loaded.backbone.config.mask_id,
-        "attention": loaded.backbone.config.attention,
-        "shift_logits": loaded.backbone.config.shift_logits,
-        "dtype": str(loaded.backbone.dtype).removeprefix("torch."),
-    }
 
 
 @contextlib.contextmanager

@@ -143,7 +143,7 @@ class Drawing:
             check_room(prompts, cells, loaded.backbone.config.max_positions)
         protocol = {
             **_identity(tasks, limit),
-            **_model_facts(loaded, options),
+            **options.facts(loaded),
             "preset": preset.name,
             "preset_digest": _digest(asdict(preset)),
             **({"length": length} if is_infill else {}),
@@ -439,26 +439,6 @@ def _identity(tasks: "Benchmark", limit: int | None) -> dict[str, Any]:
         "data_sha256": dict(tasks.data_sha256),
         "limit": limit,
         "num_tasks": len(tasks.tasks),
-    }
-
-
-def _model_facts(loaded: "Model", options: ModelOptions) -> dict[str, Any]:
-    """Which weights, read how. They are named by their content: training overwrites checkpoints, and branches of the
-    hub move."""
-    from unmask.evaluate.folder import fingerprint
-    from unmask.model import hub
-
-    found = hub.resolve(loaded.name, revision=options.revision, offline=True)  # it was loaded, so it is here
-    adapter, drafter = options.adapter, options.drafter
-    stated = {"mask_id": options.mask_id, "attention": options.attention, "shift_logits": options.shift_logits}
-    return {
-        "model": loaded.name,
-        "revision": options.revision,
-        "weights": fingerprint(found.path),
-        "adapter": fingerprint(adapter) if adapter is not None else None,
-        **({"drafter": fingerprint(drafter)} if drafter is not None else {}),
-        "stated": {name: value for name, value in stated.items() if value is not None},
-        "dtype": str(loaded.backbone.dtype).removeprefix("torch."),
     }
 
 

@@ -171,6 +171,24 @@ class ModelOptions:
                 report=report,
             )
 
+    def facts(self, loaded: "Model") -> dict[str, Any]:
+        """Which weights, read how, for records that are gone on with later. They are named by their content: training
+        overwrites checkpoints, and branches of the hub move."""
+        from unmask.evaluate.folder import fingerprint
+        from unmask.model import hub
+
+        found = hub.resolve(loaded.name, revision=self.revision, offline=True)  # it was loaded, so it is here
+        stated = {"mask_id": self.mask_id, "attention": self.attention, "shift_logits": self.shift_logits}
+        return {
+            "model": loaded.name,
+            "revision": self.revision,
+            "weights": fingerprint(found.path),
+            "adapter": fingerprint(self.adapter) if self.adapter is not None else None,
+            **({"drafter": fingerprint(self.drafter)} if self.drafter is not None else {}),
+            "stated": {name: value for name, value in stated.items() if value is not None},
+            "dtype": str(loaded.backbone.dtype).removeprefix("torch."),
+        }
+
 
 @contextlib.contextmanager
 def _telling(name: str, *, quiet: bool) -> "Iterator[Report | None]":

@@ -6,13 +6,14 @@ are kept on the way, and a run that is stopped goes on with them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unmask.errors import DataError
 from unmask.train.grpo_settings import GrpoStage
 
 if TYPE_CHECKING:
+    from unmask.data.synthetic.compositions import Split
     from unmask.data.task import Task
     from unmask.evaluate.samples import Sample
 
@@ -20,7 +21,7 @@ Tell = Callable[[str], None]
 
 
 def prepare(
-    folder: Path, tell: Tell, *, stage: GrpoStage, split: str, count: int, answers: int, output: Path, seed: int = 0
+    folder: Path, tell: Tell, *, stage: GrpoStage, split: "Split", count: int, answers: int, output: Path, seed: int = 0
 ) -> None:
     """Write the mixed ones of the first `count` tasks of a synthetic split to `output`, by `answers` of each.
 
@@ -42,9 +43,9 @@ def prepare(
     with open_executor() as executor:
         if not asked.is_file():
             tell(f"{stage.name}: making {count:,} tasks of synthetic-{split}")
-            write(split, count, seed=seed, path=asked, format="tasks", executor=executor)  # type: ignore[arg-type]
+            write(split, count, seed=seed, path=asked, format="tasks", executor=executor)
         tasks = read_tasks(asked)
-        samples = _samples(raw / "samples.jsonl", tasks, stage, answers, tell)
+        samples = _samples(raw, tasks, stage, answers, tell)
         with VerdictCache(executor, cache_home() / "verdicts.sqlite") as judge:
             outcomes = score(samples, tasks, judge)
     rates: dict[str, list[float]] = {}
@@ -57,23 +58,26 @@ def prepare(
     write_records(found.records, output)
 
 
-def _samples(path: Path, tasks: "Sequence[Task]", stage: GrpoStage, n: int, tell: Tell) -> "list[Sample]":
-    """`n` answers to each task, drawn as the stage's rollouts are."""
+def _samples(folder: Path, tasks: "Sequence[Task]", stage: GrpoStage, n: int, tell: Tell) -> "list[Sample]":
+    """`n` answers to each task, drawn as the stage's rollouts are. Raises SettingsError where the folder holds others, of
+    another model or drawn in another way."""
     from unmask.decode.session import load
+    from unmask.evaluate.folder import SAMPLES, enter, fingerprint
     from unmask.evaluate.generate import encode_prompts, generate
     from unmask.evaluate.grid import ONLY, Cell
     from unmask.evaluate.prompts import find_preset, render
     from unmask.evaluate.samples import SampleLog
+    from unmask.model import hub
 
     model, preset = load(stage.model.source), find_preset(stage.prompts.preset)
     prompts = encode_prompts(model, tasks, [render(preset, task, benchmark="", kind="complete") for task in tasks])
     settings = stage.rollout.decoding(max_new_tokens=stage.prompts.max_new_tokens, seed=stage.seed)
     wanted = n * len(prompts)
-    with SampleLog(path) as log:
+    weights = fingerprint(hub.resolve(stage.model.source, offline=True).path)  # it was loaded, so it is here
+    tests = {"tasks": fingerprint(folder / "asked.jsonl"), "preset": preset.name}
+    enter(folder, {"weights": weights, **tests, "n": n, "settings": asdict(settings)})
+    with SampleLog(folder / SAMPLES) as log:
         samples = list(log.samples)
-        known = {task.task_id for task in tasks}
-        if any(sample.task_id not in known for sample in samples):
-            raise DataError(f"{path} has answers to other tasks than asked.jsonl beside it; delete that folder")
         tell(f"{stage.name}: drawing {wanted:,} answers, {len(samples):,} of them are there")
         for batch in generate(
             model,
@@ -84,7 +88,8 @@ def _samples(path: Path, tasks: "Sequence[Task]", stage: GrpoStage, n: int, tell
             done={sample.key for sample in samples},
         ):
             log.append(batch)
-            before, samples = len(samples), samples + batch
+            before = len(samples)
+            samples += batch
             if 10 * len(samples) // wanted != 10 * before // wanted:
                 tell(f"{stage.name}: {len(samples):,} of {wanted:,} answers")
     return samples

@@ -11,6 +11,7 @@ temperature. What is there already stays, and answers go on where they were stop
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ _SHARDS = ("heldout", "answers", "code")
 
 @dataclass(frozen=True, kw_only=True)
 class Amounts:
-    """How much of each is made. The defaults come to about a million tokens."""
+    """How much of each is made."""
 
     questions: int = 3000
     problems: int = 900
@@ -128,8 +129,6 @@ def _questions(found: "Sequence[Function]", benchmarks: "Sequence[Task]", amount
 
 def _tasks(found: "Sequence[Function]", amounts: Amounts) -> "Iterator[tuple[Task, str, str]]":
     """Problems with the benchmark whose wording they get, and their licence."""
-    from collections import Counter
-
     from unmask.data import jsonl
     from unmask.data.rl_sets import mbpp
     from unmask.data.synthetic.tasks import make_tasks

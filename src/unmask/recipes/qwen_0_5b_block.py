@@ -37,8 +37,8 @@ def recipe(folder: Path) -> Recipe:
     return Recipe(
         name="qwen_0_5b_block",
         summary="a drafter for Qwen2.5-Coder-0.5B-Instruct, blocks of 2, 4 and then 8 tokens",
-        needs="5 GiB of memory; about six hours on two processor cores that multiply bfloat16, one of them for the "
-        "parent's own answers",
+        needs="5 GiB of memory; about 7 hours on two processor cores that multiply bfloat16 (450 steps of two CPU "
+        "minutes), and before that two for the parent's own answers",
         stages=(
             DraftStage(
                 name="drafter",

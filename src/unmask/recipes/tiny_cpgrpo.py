@@ -65,7 +65,7 @@ def recipe(folder: Path) -> Recipe:
     return Recipe(
         name="tiny_cpgrpo",
         summary="tiny tuned by coupled-GRPO on the hard split of the synthetic suite",
-        needs="6.5 GiB of memory; half an hour of one core for the tasks, and two minutes for two steps",
+        needs="6.5 GiB of memory; forty minutes of one core for the tasks, and two to three for two steps",
         stages=(stage,),
         prepare=lambda folder, tell: prepare(
             folder, tell, stage=stage, split="hard-train", count=1000, answers=4, output=tasks
