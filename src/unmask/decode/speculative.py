@@ -13,7 +13,8 @@ behind the last accepted token is read as the next draft; the others were prepar
 With a temperature the parent's token is drawn with the random number that decoding one by one would have drawn it with.
 So the answer is that of `--decoder autoregressive` token for token at every setting, and its distribution the parent's
 exactly: where q puts all its weight on the drafted token, rejection sampling and this are one rule (Leviathan et al.,
-2211.17192).
+2211.17192). That is so in float32. In bfloat16 a forward of many columns rounds otherwise than one of a single column,
+and where two tokens lie closer than that the answers may part (docs/log.md).
 
 Keys and values: those of accepted columns are the parent's and stay; all behind them is written over in the next round.
 

@@ -59,8 +59,8 @@ def prepare(
 
 
 def _samples(folder: Path, tasks: "Sequence[Task]", stage: GrpoStage, n: int, tell: Tell) -> "list[Sample]":
-    """`n` answers to each task, drawn as the stage's rollouts are. Raises SettingsError where the folder holds others, of
-    another model or drawn in another way."""
+    """`n` answers to each task, drawn as the stage's rollouts are. Raises SettingsError where the folder holds answers
+    of another model, or drawn in another way."""
     from unmask.decode.session import load
     from unmask.evaluate.folder import SAMPLES, enter, fingerprint
     from unmask.evaluate.generate import encode_prompts, generate
