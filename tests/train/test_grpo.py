@@ -3,10 +3,11 @@
 import itertools
 import json
 import math
+import os
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -459,9 +460,17 @@ class Stubborn(LocalRollouts):
         super().__init__(stage.rollout, max_new_tokens=stage.prompts.max_new_tokens)
         self.asked: list[int] = []
 
-    def answers(self, model: Model, requests: Sequence[Request], *, seed: int, step: int) -> list[Rollout]:
+    def answers(
+        self,
+        model: Model,
+        requests: Sequence[Request],
+        *,
+        seed: int,
+        step: int,
+        stops: Callable[[], bool] = lambda: False,
+    ) -> list[Rollout]:
         self.asked += [request.index for request in requests if request.generation == 0]
-        found = super().answers(model, requests, seed=seed, step=step)
+        found = super().answers(model, requests, seed=seed, step=step, stops=stops)
         first = next((one for one in found if one.index < 4), None)
         return [
             replace(one, answer_ids=first.answer_ids, committed_at=first.committed_at, text=first.text)
@@ -673,6 +682,64 @@ def test_a_run_killed_between_inner_iterations_ends_at_the_same_bits(here: Path,
     run_alone(stage, tmp_path / "killed", resume=True)
     assert_same_bits(tmp_path / "whole", tmp_path / "killed")
     assert_close_logs(tmp_path / "whole", tmp_path / "killed", 0.0)
+
+
+class Signalled(LocalRollouts):
+    """Answers a phase with a SIGTERM at one of its forward passes."""
+
+    def __init__(self, stage: GrpoStage, *, phase: int) -> None:
+        super().__init__(stage.rollout, max_new_tokens=stage.prompts.max_new_tokens)
+        self.phase = phase
+
+    def answers(
+        self,
+        model: Model,
+        requests: Sequence[Request],
+        *,
+        seed: int,
+        step: int,
+        stops: Callable[[], bool] = lambda: False,
+    ) -> list[Rollout]:
+        passes = itertools.count()
+
+        def looked() -> bool:
+            if step == self.phase:
+                done = next(passes)
+                assert done <= 5, "it goes on answering"
+                if done == 5:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return stops()
+
+        return super().answers(model, requests, seed=seed, step=step, stops=looked)
+
+
+def train_till_signalled(who: World, stage: GrpoStage, folder: Path, layout: Layout = "none") -> None:
+    """The run, whose last rank is told to stop among the answers of the second phase."""
+    engine = Signalled(stage, phase=1) if who.rank == who.size - 1 else None
+    world = replace(who, layout=layout)
+    outcome = train_grpo(stage, folder, world=world, executor=NoSandbox(), engine=engine, quiet=True)
+    assert (outcome.is_done, outcome.step) == (False, 3)
+
+
+def test_a_run_told_to_stop_among_its_answers_stops_there_and_ends_at_the_same_bits(here: Path, tmp_path: Path) -> None:
+    run_settings = RunSettings(precision="float32", log_every=1, save_every=50)
+    stage = tiny_rl(here, steps=6, policy=PolicySettings(iterations=3), run=run_settings)
+    whole, told = tmp_path / "whole", tmp_path / "told"
+    run_alone(stage, whole)
+    train_till_signalled(World(), stage, told)
+    run_alone(stage, told, resume=True)
+    assert_same_bits(whole, told)
+    assert_close_logs(whole, told, 0.0)
+
+
+def test_all_ranks_stop_where_one_is_told_to_among_its_answers(here: Path, tmp_path: Path) -> None:
+    run_settings = RunSettings(precision="float32", log_every=1, save_every=50)
+    stage = tiny_rl(here, steps=6, policy=PolicySettings(iterations=3), run=run_settings)
+    whole, told = tmp_path / "whole", tmp_path / "told"
+    together(train_till_signalled, stage, told, "fsdp")
+    together(train_jobs, [(stage, whole, "fsdp", False), (stage, told, "fsdp", True)])
+    assert_same_bits(whole, told)
+    assert_close_logs(whole, told, 0.0)
 
 
 STUCK_IN = 2

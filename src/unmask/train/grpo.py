@@ -67,6 +67,7 @@ from unmask.train.rollout import (
     LocalRollouts,
     Rollout,
     RolloutEngine,
+    StoppedError,
     requests_of,
     save_rollouts,
 )
@@ -153,6 +154,7 @@ class _Run:
         self.owes_evaluation = False
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.last: Mapping[str, Any] = {}
+        self.stops: Callable[[], bool] = lambda: False
 
     def identity(self) -> dict[str, str]:
         """Hashes of what is asked and of what judges it."""
@@ -162,14 +164,19 @@ class _Run:
 
     def collect(self, number: int) -> Experience:
         """Ask, judge and weigh; every rank has all of it then. Raises what judging raises, on every rank, after what
-        was learned so far is saved."""
+        was learned so far is saved; and StoppedError on every rank when one was told to stop."""
         mine: dict[int, tuple[list[Rollout], Judged]] = {}
         outcomes: Counter[str] = Counter()
         problem: UnmaskError | None = None
+        is_stopped = False
         try:
             mine, outcomes = self._collect_share(number)
         except UnmaskError as error:
             problem = error
+        except StoppedError:
+            is_stopped = True
+        if self.rig.any_rank(is_stopped):
+            raise StoppedError
         try:
             raise_together(problem, self.world)
         except UnmaskError as error:
@@ -199,7 +206,7 @@ class _Run:
             indices = [(number * attempts + attempt) * stage.prompts_per_step + place for place in places]
             with self._timed("rollout"):
                 requests = requests_of(self.prompts, indices, num_generations=size)
-                answers = self.engine.answers(model, requests, seed=stage.seed, step=number)
+                answers = self.engine.answers(model, requests, seed=stage.seed, step=number, stops=self.stops)
             with self._timed("reward"):
                 judged = self.judge(answers, step=self.step) if answers else Judged(totals=(), by_function={})
             for at, place in enumerate(places):
@@ -245,6 +252,7 @@ class _Run:
 
     def go(self, is_terminated: Callable[[], bool]) -> Outcome:
         """Every step that is left; on the first rank with a log."""
+        self.stops = is_terminated
         with self.rig.log(first_step=self.step, quiet=self.quiet) as log:
             return self._go(log, is_terminated)
 
@@ -255,11 +263,12 @@ class _Run:
         if self.owes_evaluation:
             self._evaluate(log)
         while self.step < stage.steps:
-            if self.experience is None and self.rig.any_rank(is_terminated()):  # before the answers, which take long
+            started = time.perf_counter()
+            try:
+                record = self.make_step(self.step)
+            except StoppedError:  # what was answered so far is given up: it is answered again, in the same way
                 self.save()
                 return Outcome(folder=self.folder, step=self.step, is_done=False, last=self.last)
-            started = time.perf_counter()
-            record = self.make_step(self.step)
             self.step += 1
             self._log(log, record, time.perf_counter() - started)
             is_last, every = self.step == stage.steps, stage.evaluation.every

@@ -15,7 +15,7 @@ Letters: B rows, L columns.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
@@ -169,11 +169,24 @@ class Rollout:
         return sorted(range(len(self.committed_at)), key=lambda place: (self.committed_at[place], place))
 
 
+class StoppedError(Exception):
+    """Answers were given up half-way, because the run was told to stop."""
+
+
 class RolloutEngine(Protocol):
     """Where answers come from."""
 
-    def answers(self, model: "Model", requests: Sequence[Request], *, seed: int, step: int) -> list[Rollout]:
-        """The answers, in the order of the requests. `step` is the number of the rollout phase in the run."""
+    def answers(
+        self,
+        model: "Model",
+        requests: Sequence[Request],
+        *,
+        seed: int,
+        step: int,
+        stops: Callable[[], bool] = lambda: False,
+    ) -> list[Rollout]:
+        """The answers, in the order of the requests. `step` is the number of the rollout phase in the run. Raises
+        StoppedError soon after `stops` becomes true."""
         ...
 
 
@@ -203,13 +216,25 @@ class LocalRollouts:
         self.settings = settings
         self.max_new_tokens = max_new_tokens
 
-    def answers(self, model: "Model", requests: Sequence[Request], *, seed: int, step: int) -> list[Rollout]:
+    def answers(
+        self,
+        model: "Model",
+        requests: Sequence[Request],
+        *,
+        seed: int,
+        step: int,
+        stops: Callable[[], bool] = lambda: False,
+    ) -> list[Rollout]:
         decoding = self.settings.decoding(max_new_tokens=self.max_new_tokens, seed=seed)
         found: dict[tuple[int, int], Rollout] = {}
         for batch in batches_of(requests, self.settings.batch_size):
             rows = [[*request.item.ids, *[None] * self.max_new_tokens] for request in batch]
             samples = [rollout_seed(seed, step, request.index, request.generation) for request in batch]
-            for request, result in zip(batch, model.run_rows(rows, decoding, samples=samples).finish(), strict=True):
+            run = model.run_rows(rows, decoding, samples=samples)
+            for _ in run:
+                if stops():
+                    raise StoppedError
+            for request, result in zip(batch, run.results(), strict=True):
                 found[request.index, request.generation] = _rollout(request, result)
         return [found[request.index, request.generation] for request in requests]
 
