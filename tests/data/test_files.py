@@ -228,6 +228,10 @@ def test_json_that_is_cut_off_is_named(tmp_path: Path) -> None:
     assert "a.json is not JSON (Expecting value" in failure(lambda: files.read_json(place))
 
 
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    assert f"{tmp_path} is a folder; give the path of a file in it" in failure(lambda: files.read_jsonl(tmp_path))
+
+
 def test_a_file_that_does_not_exist_is_named(tmp_path: Path) -> None:
     assert f"there is no file {tmp_path / 'a.jsonl'}; give the path" in failure(
         lambda: files.read_jsonl(tmp_path / "a.jsonl")

@@ -8,8 +8,8 @@ What learns to speak like a model (a drafter, a student) learns from what that m
     prompt         a text
 
 and, where it applies, `prefill`: the given beginning of the answer. An answer is a record that `unmask data build`
-reads: the conversation with the answer, the question's other fields, and what the answer was drawn with. Answers
-without an end, and empty ones, are left out and counted.
+reads: the conversation with the answer, the question's other fields, and what the answer was drawn with, which stands
+where a field of the question has its name. Answers without an end, and empty ones, are left out and counted.
 
 An answer depends on its question, its number and the settings: its random numbers are named by them. Rows are laid out
 before any is drawn, neighbours of one kind and about one length inside of windows, so that the rows of a batch end

@@ -151,6 +151,8 @@ def numbered_records(place: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _lines(place: Path) -> Iterator[tuple[int, str]]:
+    if place.is_dir():
+        raise TaskError(f"{place} is a folder; give the path of a file in it")
     if not place.is_file():
         raise TaskError(f"there is no file {place}; give the path of a file that exists")
     opener = gzip.open if place.suffix == ".gz" else open
