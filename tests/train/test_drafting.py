@@ -146,6 +146,22 @@ def test_losses_by_hand():
     assert m == len(found.hard_M)
 
 
+def test_while_training_a_draft_is_compared_with_the_best_of_the_words_alone():
+    model = trainee()
+    ids_BL, document_BL, blocks = batch(IDS, 4)
+    found = model(ids_BL, document_BL, blocks)
+    with torch.no_grad():
+        exact = model(ids_BL, document_BL, blocks)
+        clean_MD, noisy_MD = model.hidden(ids_BL, document_BL, blocks)
+        told_MD = model.backbone.embed_tokens(ids_BL.gather(1, blocks.column_BN)[blocks.is_asked_BN()])
+        scores_MW = model.head(noisy_MD, told_MD) @ model.backbone.lm_head.weight[WORDS].T
+        best_M = (clean_MD @ model.backbone.lm_head.weight[WORDS].T).argmax(-1)
+        is_word_M = torch.isin((clean_MD @ model.backbone.lm_head.weight.T).argmax(-1), torch.as_tensor(WORDS))
+    assert torch.equal(found.agrees_M, scores_MW.argmax(-1) == best_M)
+    assert 0 < int(is_word_M.sum()) < len(is_word_M)
+    assert torch.equal(exact.agrees_M, found.agrees_M & is_word_M)
+
+
 def alone(model, row, anchor, inputs):
     """One block behind one row's columns up to its anchor, with nothing else in the forward; `inputs` by column."""
     text, position = torch.tensor([row[: anchor + 1]]), torch.arange(len(row))[None]

@@ -48,7 +48,8 @@ class Drafted:
 
     is_word_M: Bool[Tensor, " M"]
     agrees_M: Bool[Tensor, " M"]
-    """Whether the best word is the parent's best token: a greedy draft would be accepted."""
+    """Whether the best word is the parent's best token: a greedy draft would be accepted. Where gradients
+    are taken it is the parent's best word, which spares the scores of all others: on a small network a tenth of all."""
 
     distance_M: Int[Tensor, " M"]
     """Which place of its block each is, from 1."""
@@ -78,6 +79,8 @@ class DraftTrainee(nn.Module):
         rows_WD = self.backbone.lm_head.weight.detach()[self.words_W]
         with torch.no_grad():
             teacher_MW = F.linear(teacher_MD, rows_WD.to(teacher_MD.dtype)).float().softmax(-1)
+            best_M = self.words_W[teacher_MW.argmax(-1)]
+        if not torch.is_grad_enabled():
             best_M = self.backbone.logits(teacher_MD).argmax(-1)
         logq_MW = F.linear(told_MD, rows_WD.to(told_MD.dtype)).float().log_softmax(-1)
         blind_MW = F.linear(hidden_MD, rows_WD.to(hidden_MD.dtype)).float().log_softmax(-1)

@@ -19,7 +19,8 @@ One line of `metrics.jsonl` is one record: `step`, the number of optimiser steps
 of a drafter (`train/draft.py`) instead of the losses above
 
     hard, soft, blind  cross-entropy with the text, with the parent, and with the parent before the draft head
-    acceptance         by distance, how often the drafted token is the parent's own; null where no mask was
+    acceptance         by distance, how often the drafted token is the parent's own (on the training rows: its best of
+                       those that may be drafted); null where no mask was
     tokens_per_round   what a round of speculative decoding would settle with that acceptance; both, and soft, on the
                        held-out rows under heldout_
     word_share         share of the tokens that may be drafted at all
