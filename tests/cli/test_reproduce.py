@@ -239,6 +239,8 @@ def test_other_weights_in_the_same_folder_are_refused(folders: dict[str, Path]) 
     [
         (("--tasks", "synthetic-tset"), "synthetic-test"),
         (("--model", "tony"), "not a model of the table"),
+        (("--after", "tiny-cpgpro"), "'tiny-cpgpro' is not a model of the table"),
+        (("--after", "tiny-cpgpro", "--plan"), "did you mean tiny"),
         (("--temperatures", "warm,1"), "--temperatures: 'warm' is not a number"),
         (("--document", "file/page.md"), "--document file/page.md cannot be written"),
         (("--figures", "file/figures"), "--figures file/figures cannot be made"),

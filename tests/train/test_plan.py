@@ -7,6 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from unmask.decode.canvas import Canvas, Positions
+from unmask.decode.denoiser import FullDenoiser
+from unmask.decode.prefix import PrefixDenoiser
 from unmask.model.attention import attention_mask
 from unmask.model.config import ModelConfig
 from unmask.model.lora import LoraSettings, add_lora
@@ -14,6 +17,7 @@ from unmask.train.plan import (
     PEAKS,
     activation_bytes,
     count_parameters,
+    make_grpo_plan,
     make_plan,
     memory_per_device,
     model_flops,
@@ -69,6 +73,33 @@ def test_flops_are_those_that_pytorch_counts(lora: LoraSettings | None) -> None:
     assert forward.get_total_flops() == pytest.approx(40 * flops.forward)
     # With LoRA nothing below the first pair needs a gradient, which the model leaves out of account.
     assert backward.get_total_flops() == pytest.approx(40 * flops.backward, rel=1e-6 if lora is None else 0.2)
+
+
+@pytest.mark.parametrize("refresh", [None, 1, 3])
+def test_the_flops_of_writing_answers_are_those_that_pytorch_counts(refresh: int | None) -> None:
+    config = tiny_config(family="dream", attention="full", mask_id=60, num_kv_heads=4)
+    backbone = tiny_backbone(config)
+    denoiser = FullDenoiser(backbone) if refresh is None else PrefixDenoiser(backbone, refresh=refresh)
+    canvas = Canvas.from_rows([[7] * 11 + [None] * 9] * 2, mask_id=60)
+    places = Positions(*canvas.is_masked_BL.nonzero().unbind(1))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        for _ in range(6):
+            list(denoiser.logits(canvas, places))
+    plan = make_grpo_plan(
+        config,
+        prompt_tokens=11,
+        max_new_tokens=9,
+        forwards=6,
+        answers=2,
+        micro_answers=2,
+        views=3,
+        iterations=2,
+        steps=2,
+        has_reference=False,
+        cache_refresh=refresh,
+    )
+    assert plan.decoding_flops == pytest.approx(counted.get_total_flops())
+    assert dict(line.split("  ", 1) for line in render(plan).splitlines())["time"].strip().startswith("at most ")
 
 
 def test_block_training_runs_each_row_twice_over() -> None:

@@ -93,12 +93,15 @@ def reproduce(
     from unmask.cli import reproduction
     from unmask.evaluate.benchmarks import is_file, needed_files
     from unmask.evaluate.grid import parse_axis
-    from unmask.model import table
+    from unmask.model import hub, table
 
     findings = find([name.strip() for name in only.split(",")] if only is not None else [])
     entry = table.find(model)
     if after is None and table.find(f"{model}-cpgrpo") is not None:
         after = f"{model}-cpgrpo"
+    for name in (model, after):
+        if name is not None:
+            hub.check_name(name)  # before anything runs for hours
     given = {
         "tasks": tasks,
         "temperatures": None
@@ -138,15 +141,13 @@ def reproduce(
 
 def _room(model: str, given: int | None) -> int | None:
     """The answer length of a model of the table."""
-    from unmask.model import hub, table
+    from unmask.model import table
 
     if given is not None:
         return given  # a count that is none, to be refused where all counts are
     entry = table.find(model)
     if entry is not None and entry.defaults.max_new_tokens is not None:
         return entry.defaults.max_new_tokens
-    if entry is None and "/" not in model and not Path(model).exists():
-        hub.resolve(model, offline=True)  # which says that there is no such name, and the nearest
     raise SettingsError(
         f"{model} does not say how long its answers may be, and the runs must all have one length; give it, as in "
         "`--max-new-tokens 256`"

@@ -320,6 +320,7 @@ def _print_plans(
 
 def _plan_of(stage: "Stage", config: "ModelConfig", *, devices: int, mfu: float, peak: float) -> "Plan":
     """A stage's plan, by the loop that it is for."""
+    from unmask.decode.prefix import DEFAULT_REFRESH
     from unmask.train.draft_settings import DraftStage
     from unmask.train.drafter_plan import make_draft_plan
     from unmask.train.grpo_settings import GrpoStage
@@ -361,6 +362,7 @@ def _plan_of(stage: "Stage", config: "ModelConfig", *, devices: int, mfu: float,
             views=stage.most_views,
             iterations=stage.policy.iterations,
             has_reference=stage.policy.beta > 0,
+            cache_refresh=(stage.rollout.cache_refresh or DEFAULT_REFRESH) if stage.rollout.cache == "prefix" else None,
             **common,
         )
     assert isinstance(stage, StageSettings)

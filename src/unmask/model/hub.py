@@ -76,6 +76,12 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False, re
     return found
 
 
+def check_name(name: str) -> None:
+    """Raise what `resolve` would of a name that nobody knows; asks no network, and looks at no file's content."""
+    if _local(name) is None:
+        _wanted(name, None)
+
+
 def cached(name: str) -> Path | None:
     """Where a table name or hub id already is on this machine, or None. Hashes nothing, asks no network."""
     wanted = _wanted(name, None)

@@ -86,7 +86,7 @@ class Plan:
     """FLOP/s of one device."""
 
     decoding_flops: float = 0.0
-    """Of writing the answers, in reinforcement learning."""
+    """Of writing the answers, in reinforcement learning: the most that it can be."""
 
     scoring_flops: float = 0.0
     """Of scoring them under the old policy and the reference, forward only."""
@@ -163,6 +163,7 @@ def make_grpo_plan(
     iterations: int,
     steps: int,
     has_reference: bool,
+    cache_refresh: int | None = None,
     devices: int = 1,
     is_sharded: bool = True,
     lora: LoraSettings | None = None,
@@ -175,8 +176,10 @@ def make_grpo_plan(
 ) -> Plan:
     """The plan of a stage of reinforcement learning, with prompts of `prompt_tokens` and answers that fill their room.
 
-    A phase writes `answers` answers in `forwards` forwards each, which compute the whole row, and learns from them in
-    `iterations` steps of `views` rows per answer. Answers that end early, and groups without spread, make it cheaper.
+    A phase writes `answers` answers in `forwards` forwards each, and learns from them in `iterations` steps of `views`
+    rows per answer. A forward computes the whole row, or with a prefix cache one of `cache_refresh` does, and the
+    others the answer's columns and the one before. It is the most that a stage can cost: shorter prompts, answers that
+    end early, steps that settle several tokens, and groups without spread make it cheaper.
     """
     length = prompt_tokens + max_new_tokens
     share = max_new_tokens / length
@@ -200,12 +203,16 @@ def make_grpo_plan(
     phases = -(-steps // iterations)
     only_forward = (1 - 1 / iterations) + has_reference  # the old policy in all iterations but the first
     whole = replace(config, attention="full", block_length=None)  # decoding has no clean copy beside the canvas
-    decoding = model_flops(whole, length, masked_share=share, lora=None).forward
+    head = max_new_tokens * 2 * config.vocab_size * config.hidden_size
+    each = length * model_flops(whole, length, masked_share=share, lora=None).forward
+    if cache_refresh is not None:
+        window = (max_new_tokens + 1) / length * (each - head) + head
+        each = (each + (cache_refresh - 1) * window) / cache_refresh
     copy = (2 if bfloat16 else 4) * plan.parameters.total
     average = plan.memory.ema * (2 if ema and has_reference else 1)
     return replace(
         plan,
-        decoding_flops=phases * answers * forwards * length * decoding,
+        decoding_flops=phases * answers * forwards * each,
         scoring_flops=plan.tokens * only_forward * plan.flops_per_token.forward,
         memory=replace(plan.memory, ema=average, working_weights=plan.memory.working_weights + copy),
     )
@@ -322,7 +329,7 @@ def render(plan: Plan) -> str:
         *((f"  {name}", f"{flops / plan.flops:.0%} of them") for name, flops in shares.items() if flops),
         ("memory", f"{_bytes(memory.total)}{is_shared}"),
         *((f"  {name}", _bytes(size)) for name, size in parts.items() if size),
-        ("time", f"{_duration(plan.seconds)} at {_pace(plan)}"),
+        ("time", f"{'at most ' if plan.decoding_flops else ''}{_duration(plan.seconds)} at {_pace(plan)}"),
     ]
     return _table(rows)
 
