@@ -8,7 +8,6 @@ share in its record.
 """
 
 import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from unmask.train.rig import Outcome, Rig, terminated, write_json
 from unmask.train.schedule import lr_factor
 from unmask.train.settings import as_record
 from unmask.train.sources import frequent_tokens, identity, open_mixture
+from unmask.train.stage_run import StageRun
 from unmask.train.step import autocast, share_of_rank
 
 _SUMS = ("loss", "hard", "soft", "blind", "weight", "masks", "words")
@@ -87,8 +87,10 @@ class DraftRig(Rig[DraftTrainee]):
         wait_for_all(self.world)
 
 
-class _Run:
+class _Run(StageRun):
     """A stage in progress."""
+
+    rig: DraftRig
 
     def __init__(self, stage: DraftStage, folder: Path, *, world: World, quiet: bool) -> None:
         if stage.data.rows % world.size:
@@ -96,16 +98,15 @@ class _Run:
                 f"data.rows={stage.data.rows} cannot be shared evenly among {world.size} processes; set "
                 f"data.rows={max(world.size, round(stage.data.rows / world.size) * world.size)}"
             )
-        self.stage, self.folder, self.world, self.quiet = stage, folder, world, quiet
+        super().__init__(quiet=quiet)
+        self.stage, self.folder, self.world = stage, folder, world
         self.rig = DraftRig(stage, folder, world=world)
         self.rig.check_length(stage.data.length, name="data.length")
         self.rows = open_mixture(stage.data.train, stage, self.rig.tokenizer)
         self.heldout = open_mixture(stage.data.heldout, stage, self.rig.tokenizer) if stage.data.heldout else None
         self.data = identity(stage.data.train)
         self.trained = self.rig.trained()
-        self.step = 0
-        self.owes_evaluation = False
-        self.last: Mapping[str, Any] = {}
+        self.pace = Pace(total_steps=stage.steps, tokens_per_step=stage.tokens_per_step)
 
     # One step
 
@@ -162,41 +163,13 @@ class _Run:
 
     # The loop
 
-    def go(self, is_terminated: Callable[[], bool]) -> Outcome:
-        """Every step that is left; on the first rank with a log."""
-        with self.rig.log(first_step=self.step, quiet=self.quiet) as log:
-            return self._go(log, is_terminated)
-
-    def _go(self, log: MetricsLog | None, is_terminated: Callable[[], bool]) -> Outcome:
-        stage = self.stage
-        pace = Pace(total_steps=stage.steps, tokens_per_step=stage.tokens_per_step)
-        if self.owes_evaluation:
-            self._evaluate(log)
-        while self.step < stage.steps:
-            total, norm, agreed = self.make_step(self.step)
-            self.step += 1
-            is_last, every = self.step == stage.steps, stage.evaluation.every
-            pace.step_done()
-            if log is not None and (is_last or self.step % stage.run.log_every == 0):
-                log.write(self.step, {**self._record(total, norm, agreed), **pace.read(self.step)})
-            stops = self.rig.any_rank(is_terminated())
-            self.owes_evaluation = is_last or (every > 0 and self.step % every == 0)
-            if self.owes_evaluation and not stops:
-                self._evaluate(log)
-                stops = self.rig.any_rank(is_terminated())
-            if is_last or stops or self.step % stage.run.save_every == 0:
-                self.save()
-            if stops and not is_last:
-                return Outcome(folder=self.folder, step=self.step, is_done=False, last=self.last)
-            pace.go_on()
-        self.rig.export()
-        return Outcome(folder=self.folder / "final", step=self.step, is_done=True, last=self.last)
-
-    def _evaluate(self, log: MetricsLog | None) -> None:
-        self.last = self.evaluate()
-        self.owes_evaluation = False
-        if log is not None and self.last:
-            log.write(self.step, self.last)
+    def advance(self, log: MetricsLog | None) -> None:
+        self.pace.go_on()
+        total, norm, agreed = self.make_step(self.step)
+        self.step += 1
+        self.pace.step_done()
+        if log is not None and (self.step == self.stage.steps or self.step % self.stage.run.log_every == 0):
+            log.write(self.step, {**self._record(total, norm, agreed), **self.pace.read(self.step)})
 
     def _record(self, total: Tensor, norm: float, agreed: Tensor) -> dict[str, Any]:
         sums, shares = dict(zip(_SUMS, total.tolist(), strict=True)), _shares(agreed)

@@ -1,12 +1,12 @@
 """What training a drafter will cost: the plan (`train/plan.py`) of two passes over a row, of which one learns.
 
 FLOPs of a row of L columns with N masks behind them, two for each multiply-add, P the matrices of the parent's layers,
-A those of the adapter, W the words, V the vocabulary, D the width, R the draft head's inner size:
+A those of the adapter, W the words, D the width, R the draft head's inner size:
 
     clean pass    2 P L  +  4 · layers · L · L · heads · head size                no gradient
     noisy pass    2 (P + A) N  +  4 · layers · N · (L + N) · heads · head size    backward: P once, the rest twice
     head          2 · 3 D R N                                                     backward twice
-    words         3 · 2 W D N, and 2 V D N for the parent's own choice            backward once, of two products over W
+    words         3 · 2 W D N                                                     backward once, of two products
 
 A frozen matrix passes the gradient on and has none of its own. Every column counts as one with a mask, so prompts,
 which have none, make it cheaper.
@@ -92,9 +92,8 @@ def draft_flops(config: ModelConfig, *, length: int, masks: int, words: int, inn
     clean = 2 * counted.layers * L + each_pair * L * L
     matrices, pairs, attention = 2 * counted.layers * N, 2 * counted.trainable * N, each_pair * N * (L + N)
     head, by_words = 2 * 3 * D * inner * N, 2 * words * D * N
-    choice = 2 * config.vocab_size * D * N
     return Flops(
-        forward=(clean + matrices + pairs + attention + head + 3 * by_words + choice) / L,
+        forward=(clean + matrices + pairs + attention + head + 3 * by_words) / L,
         backward=(matrices + 2 * (pairs + attention + head) + 2 * by_words) / L,
     )
 
@@ -134,6 +133,7 @@ def draft_memory(
         ema=0,
         working_weights=gathered + cast + size * words * config.hidden_size,
         activations=rows * (kept + layers * length * keys_and_values + 2 * masks * residual),
+        # The other is an evaluation's, which scores the whole vocabulary
         logits=rows * masks * max(4 * _MATRICES_OF_WORDS * words, 4 * words + size * config.vocab_size),
     )
 

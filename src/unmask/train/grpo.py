@@ -37,7 +37,7 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +47,7 @@ import torch
 from torch import Tensor
 
 from unmask.decode.session import Model
-from unmask.errors import NumericsError, SandboxError, TrajectoryError, UnmaskError
+from unmask.errors import SandboxError, TrajectoryError, UnmaskError
 from unmask.model.packed import can_pack, multiplies_bfloat16
 from unmask.model.packed import pack as pack_weights
 from unmask.sandbox.job import Executor
@@ -62,17 +62,17 @@ from unmask.train.learner import Learner
 from unmask.train.metrics import MetricsLog, peak_memory
 from unmask.train.parallel import World, gather_objects, raise_together, wait_for_all
 from unmask.train.prompts import open_prompts
-from unmask.train.rig import Evaluator, Outcome, Rig, copied, terminated, write_json
+from unmask.train.rig import Evaluator, Outcome, Rig, StoppedError, copied, terminated, write_json
 from unmask.train.rollout import (
     LocalRollouts,
     Rollout,
     RolloutEngine,
-    StoppedError,
     requests_of,
     save_rollouts,
 )
 from unmask.train.scoring import Micro
 from unmask.train.settings import as_record
+from unmask.train.stage_run import StageRun
 from unmask.train.step import Trainee
 
 _log = logging.getLogger(__name__)
@@ -118,8 +118,10 @@ def train_grpo(
         return run.go(is_terminated)
 
 
-class _Run:
+class _Run(StageRun):
     """A stage in progress."""
+
+    rig: Rig[Trainee]
 
     def __init__(
         self,
@@ -133,8 +135,9 @@ class _Run:
         write_card: CardWriter | None,
         quiet: bool,
     ) -> None:
+        super().__init__(quiet=quiet)
         self.stage, self.folder, self.world = stage, folder, world
-        self.evaluator, self.write_card, self.quiet = evaluator, write_card, quiet
+        self.evaluator, self.write_card = evaluator, write_card
         self.judge = RewardJudge(stage.reward, executor)
         self.has_evaluator = any(gather_objects(evaluator is not None, world))
         self.rig = Rig(stage, folder, kind="diffusion", world=world, trainee=Trainee)
@@ -146,15 +149,12 @@ class _Run:
         reference = self.learner.reference
         self.trained = self.rig.trained({"reference": reference} if reference is not None else None)
         self.guard = Guard(stage.guard, patience=stage.policy.patience)
-        self.step = 0
+        self.owes_evaluation = stage.evaluation.every > 0  # what it is measured against
         self.num_tokens = 0
         self.best = -math.inf
         self.experience: Experience | None = None
         self.card: tuple[Micro, Tensor] | None = None
-        self.owes_evaluation = False
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.last: Mapping[str, Any] = {}
-        self.stops: Callable[[], bool] = lambda: False
 
     def identity(self) -> dict[str, str]:
         """Hashes of what is asked and of what judges it."""
@@ -181,14 +181,14 @@ class _Run:
             raise_together(problem, self.world)
         except UnmaskError as error:
             self.experience = None
-            raise self._saved(error) from None
+            raise self.saved(error) from None
         groups: dict[int, tuple[list[Rollout], Judged]] = {}
         for share in gather_objects(mine, self.world):
             groups |= share
         ordered = [groups[place] for place in sorted(groups)]
         if all(total is None for _, judged in ordered for total in judged.totals):
             why = next((judged.problem for _, judged in ordered if judged.problem), "no reward function judged any")
-            raise self._saved(SandboxError(f"no answer of a phase could be judged: {why}"))
+            raise self.saved(SandboxError(f"no answer of a phase could be judged: {why}"))
         rollouts = [rollout for group, _ in ordered for rollout in group]
         everywhere = sum(gather_objects(outcomes, self.world), Counter[str]())
         return weigh(number, rollouts, _joined([judged for _, judged in ordered], everywhere), self.stage)
@@ -250,43 +250,16 @@ class _Run:
 
     # The loop
 
-    def go(self, is_terminated: Callable[[], bool]) -> Outcome:
-        """Every step that is left; on the first rank with a log."""
-        self.stops = is_terminated
-        with self.rig.log(first_step=self.step, quiet=self.quiet) as log:
-            return self._go(log, is_terminated)
+    def advance(self, log: MetricsLog | None) -> None:
+        started = time.perf_counter()
+        record = self.make_step(self.step)
+        self.step += 1
+        self._log(log, record, time.perf_counter() - started)
 
-    def _go(self, log: MetricsLog | None, is_terminated: Callable[[], bool]) -> Outcome:
-        stage = self.stage
-        if self.step == 0 and stage.evaluation.every > 0:
-            self._evaluate(log)  # what it is measured against
-        if self.owes_evaluation:
-            self._evaluate(log)
-        while self.step < stage.steps:
-            started = time.perf_counter()
-            try:
-                record = self.make_step(self.step)
-            except StoppedError:  # what was answered so far is given up: it is answered again, in the same way
-                self.save()
-                return Outcome(folder=self.folder, step=self.step, is_done=False, last=self.last)
-            self.step += 1
-            self._log(log, record, time.perf_counter() - started)
-            is_last, every = self.step == stage.steps, stage.evaluation.every
-            reason = self.guard.reason
-            stops = self.rig.any_rank(is_terminated())
-            self.owes_evaluation = is_last or (every > 0 and self.step % every == 0)
-            if self.owes_evaluation and not stops:
-                self._evaluate(log)
-                stops = self.rig.any_rank(is_terminated())
-            if is_last or stops or reason or self.step % stage.run.save_every == 0:
-                self.save()
-            if reason:
-                best = f", and the best weights are in {self.folder / 'best'}" if math.isfinite(self.best) else ""
-                raise NumericsError(f"step {self.step}: {reason}; it is saved{best}")
-            if stops and not is_last:
-                return Outcome(folder=self.folder, step=self.step, is_done=False, last=self.last)
-        self.rig.export()
-        return Outcome(folder=self.folder / "final", step=self.step, is_done=True, last=self.last)
+    def trouble(self) -> str:
+        reason = self.guard.reason
+        best = f", and the best weights are in {self.folder / 'best'}" if math.isfinite(self.best) else ""
+        return f"{reason}; it is saved{best}" if reason else ""
 
     def _log(self, log: MetricsLog | None, record: dict[str, Any], seconds: float) -> None:
         record |= {f"time/{name}": value for name, value in self.seconds.items()}
@@ -305,27 +278,17 @@ class _Run:
             },
         )
 
-    def _evaluate(self, log: MetricsLog | None) -> None:
-        self.owes_evaluation = False
+    def evaluate(self) -> Mapping[str, Any]:
+        """pass@1 on the held-out tasks; where it is the best so far, the weights are kept."""
         if not self.has_evaluator:
-            return
-        try:
-            with self._timed("evaluate"), self.rig.averaged():
-                self.last = self.rig.evaluate(self.evaluator, step=self.step)
-        except UnmaskError as error:
-            self.owes_evaluation = True
-            raise self._saved(error) from None
-        score = gather_objects(self.last.get("pass_at_1", -math.inf), self.world)[0]
+            return {}
+        with self._timed("evaluate"), self.rig.averaged():
+            found = self.rig.evaluate(self.evaluator, step=self.step)
+        score = gather_objects(found.get("pass_at_1", -math.inf), self.world)[0]
         if score > self.best:
             self.best = score
             self.rig.export("best")
-        if log is not None and self.last:
-            log.write(self.step, dict(self.last))
-
-    def _saved(self, error: UnmaskError) -> UnmaskError:
-        """An error that all ranks have, told with where to go on, after what was learned so far is saved."""
-        self.save()
-        return type(error)(f"{error} (step {self.step} is saved; go on with --resume)")
+        return found
 
     def save(self) -> None:
         """A checkpoint; in the middle of the inner iterations with the phase's answers."""

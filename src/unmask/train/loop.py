@@ -13,7 +13,7 @@ The state is the weights, the optimiser and the step. A stage leaves in its fold
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unmask.diffusion.corrupt import stratified_levels
-from unmask.errors import NumericsError, UnmaskError
+from unmask.errors import NumericsError
 from unmask.train import state
 from unmask.train.checks import check_blocks, check_data, check_rows, checkpoint_to_resume
 from unmask.train.heldout import heldout_loss
@@ -33,6 +33,7 @@ from unmask.train.rig import Evaluator, Outcome, Rig, terminated, write_json
 from unmask.train.schedule import lr_factor
 from unmask.train.settings import StageSettings, as_record
 from unmask.train.sources import end_tokens, identity, open_mixture
+from unmask.train.stage_run import StageRun
 from unmask.train.step import (
     LEVEL_BINS,
     STATISTICS,
@@ -73,8 +74,10 @@ def train_stage(
         return run.go(is_terminated)
 
 
-class _Run:
+class _Run(StageRun):
     """A stage in progress."""
+
+    rig: Rig[Trainee]
 
     def __init__(
         self,
@@ -85,8 +88,9 @@ class _Run:
         evaluator: Evaluator | None,
         quiet: bool,
     ) -> None:
+        super().__init__(quiet=quiet)
         self.stage, self.folder, self.world = stage, folder, world
-        self.evaluator, self.quiet = evaluator, quiet
+        self.evaluator = evaluator
         self.has_evaluator = any(gather_objects(evaluator is not None, world))
         self.rig = Rig(stage, folder, kind=stage.loss.kind, world=world, trainee=Trainee)
         self.config, self.trainee = self.rig.config, self.rig.trainee
@@ -96,10 +100,8 @@ class _Run:
         self.heldout = open_mixture(stage.data.heldout, stage, self.rig.tokenizer) if stage.data.heldout else None
         self.data = identity(stage.data.train)
         self.trained = self.rig.trained()
-        self.step = 0
         self.unlogged: Tensor | None = None
-        self.owes_evaluation = False
-        self.last: Mapping[str, Any] = {}
+        self.pace = self._pace() if world.is_first else None
 
     # One step
 
@@ -167,51 +169,19 @@ class _Run:
 
     # The loop
 
-    def go(self, is_terminated: Callable[[], bool]) -> Outcome:
-        """Every step that is left; on the first rank with a log."""
-        with self.rig.log(first_step=self.step, quiet=self.quiet) as log:
-            return self._go(log, is_terminated)
-
-    def _go(self, log: MetricsLog | None, is_terminated: Callable[[], bool]) -> Outcome:
+    def advance(self, log: MetricsLog | None) -> None:
         stage = self.stage
-        pace = self._pace() if log is not None else None
-        if self.owes_evaluation:
-            self._evaluate(log)
-        while self.step < stage.steps:
-            found, norm, loss = self.make_step(self.step)
-            self.step += 1
-            self.unlogged = found if self.unlogged is None else self.unlogged + found
-            is_last, every = self.step == stage.steps, stage.evaluation.every
-            if pace is not None:
-                pace.step_done()
-            if is_last or self.step % stage.run.log_every == 0:
-                if log is not None and pace is not None:
-                    log.write(self.step, {"loss": loss, "grad_norm": norm, **self._record(self.unlogged, pace)})
-                self.unlogged = None
-            stops = self.rig.any_rank(is_terminated())
-            self.owes_evaluation = is_last or (every > 0 and self.step % every == 0)
-            if self.owes_evaluation and not stops:
-                self._evaluate(log)
-                stops = self.rig.any_rank(is_terminated())
-            if is_last or stops or self.step % stage.run.save_every == 0:
-                self.save()
-            if stops and not is_last:
-                return Outcome(folder=self.folder, step=self.step, is_done=False, last=self.last)
-            if pace is not None:
-                pace.go_on()
-        self.rig.export()
-        return Outcome(folder=self.folder / "final", step=self.step, is_done=True, last=self.last)
-
-    def _evaluate(self, log: MetricsLog | None) -> None:
-        try:
-            self.last = self.evaluate()
-        except UnmaskError as error:  # on every rank
-            self.owes_evaluation = True
-            self.save()
-            raise type(error)(f"{error} (step {self.step} is saved; go on with --resume)") from None
-        self.owes_evaluation = False
-        if log is not None and self.last:
-            log.write(self.step, self.last)
+        if self.pace is not None:
+            self.pace.go_on()
+        found, norm, loss = self.make_step(self.step)
+        self.step += 1
+        self.unlogged = found if self.unlogged is None else self.unlogged + found
+        if self.pace is not None:
+            self.pace.step_done()
+        if self.step == stage.steps or self.step % stage.run.log_every == 0:
+            if log is not None and self.pace is not None:
+                log.write(self.step, {"loss": loss, "grad_norm": norm, **self._record(self.unlogged, self.pace)})
+            self.unlogged = None
 
     def _pace(self) -> Pace:
         stage, world = self.stage, self.world

@@ -42,6 +42,10 @@ class Evaluator(Protocol):
     def __call__(self, backbone: Backbone, tokenizer: Tokenizer, *, step: int, folder: Path) -> Mapping[str, float]: ...
 
 
+class StoppedError(Exception):
+    """A step was given up half-way, because the run was told to stop."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How a stage ended."""

@@ -30,6 +30,7 @@ from unmask.analyze.ar_ness import global_ar_ness, local_ar_ness
 from unmask.decode.settings import ADAPTIVE_POLICIES, CacheName, DecodeSettings, PolicyName, TemperatureRole
 from unmask.errors import DataError, SettingsError
 from unmask.seeds import derive_seed
+from unmask.train.rig import StoppedError
 from unmask.train.settings import require
 from unmask.trajectory import Step, Trajectory, load, save
 
@@ -167,10 +168,6 @@ class Rollout:
     def order(self) -> list[int]:
         """Places of the answer in the order in which they were committed; within a step from left to right."""
         return sorted(range(len(self.committed_at)), key=lambda place: (self.committed_at[place], place))
-
-
-class StoppedError(Exception):
-    """Answers were given up half-way, because the run was told to stop."""
 
 
 class RolloutEngine(Protocol):
