@@ -1,6 +1,7 @@
 """Checkpoint folders: what is written reads back, what is damaged is refused, and loading holds no second copy."""
 
 import json
+import os
 import resource
 import struct
 import subprocess
@@ -421,3 +422,13 @@ def test_loading_peaks_below_the_checkpoint_and_a_constant(tmp_path: Path) -> No
     peak, total = run.stdout.split()
     assert float(total) > 0
     assert int(peak) < 1.15 * size + 400_000_000, f"{int(peak) / size:.2f} times the checkpoint"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_whoever_may_read_new_files_may_read_weights(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        save_folder(tiny_backbone(tiny_config()), tmp_path / "whole")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "whole").iterdir()} == {0o666 & ~mask}

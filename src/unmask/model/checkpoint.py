@@ -131,7 +131,7 @@ def _write_files(backbone: Backbone, folder: Path, *, shard_bytes: int) -> None:
     total = 0
     for shard in _shards(_plain_parameters(backbone), backbone.config.family, shard_bytes):
         unnamed = folder / f"shard-{len(held)}"
-        save_file({name: tensor.contiguous() for name, tensor in shard.items()}, unnamed, {"format": "pt"})
+        write_tensors(shard, unnamed)
         held.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
     index: dict[str, str] = {}
@@ -143,6 +143,17 @@ def _write_files(backbone: Backbone, folder: Path, *, shard_bytes: int) -> None:
         _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
     dtype = str(backbone.dtype).removeprefix("torch.")
     _write_json(folder / "config.json", {**backbone.config.to_hf(), "torch_dtype": dtype})
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A safetensors file. Raises OSError and SafetensorError.
+
+    The library leaves one that its owner alone may read; this may be read by whoever may read other new files.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    path.chmod(mode)
 
 
 def hf_name(name: str) -> str:

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.atomic import beside
 from unmask.errors import CheckpointError
 from unmask.model.adapter import read_settings
 from unmask.model.backbone import Backbone, RMSNorm
-from unmask.model.checkpoint import SafetensorsFile, hf_name, mismatches, read_json
+from unmask.model.checkpoint import SafetensorsFile, hf_name, mismatches, read_json, write_tensors
 from unmask.model.drafter import Drafter, DraftHead
 from unmask.model.gate import GatedLinear
 from unmask.model.lora import LINEARS, LoraSettings, save_adapter, whole
@@ -92,7 +92,7 @@ def save_drafter(
     }
     try:
         with beside(folder / _OTHERS) as part:
-            save_file(others, part, {"format": "pt"})
+            write_tensors(others, part)
         config = read_json(folder / _CONFIG) | {_KEY: about}
         with beside(folder / _CONFIG) as part:
             part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

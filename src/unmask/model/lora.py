@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
@@ -36,7 +35,7 @@ from torch.nn import functional as F
 from unmask.errors import CheckpointError, SettingsError, did_you_mean
 from unmask.model.adapter import read_settings
 from unmask.model.backbone import Backbone
-from unmask.model.checkpoint import SafetensorsFile, hf_name, hf_to_llada_name, mismatches
+from unmask.model.checkpoint import SafetensorsFile, hf_name, hf_to_llada_name, mismatches, write_tensors
 from unmask.seeds import derive_seed
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -176,7 +175,7 @@ def save_adapter(
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
-            save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
+            write_tensors(tensors, temporary / "adapter_model.safetensors")
             _write_config(temporary / "adapter_config.json", _peft_config(backbone, settings, base_name))
             (folder / "adapter_config.json").unlink(missing_ok=True)
             for file in ("adapter_model.safetensors", "adapter_config.json"):

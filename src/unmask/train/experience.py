@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from unmask.diffusion.policy_gradient import advantages, has_spread
 from unmask.errors import CheckpointError, DataError, TrajectoryError
+from unmask.model.checkpoint import write_tensors
 from unmask.train.grpo_settings import GrpoStage
 from unmask.train.prompts import Prompts
 from unmask.train.rollout import Rollout, load_rollouts, measure, save_rollouts, summary
@@ -121,7 +122,7 @@ def save_experience(folder: Path, experience: Experience) -> None:
     (folder / _REWARDS).write_text(json.dumps(record), encoding="utf-8")
     scores = {f"{iteration}/{answer}": value for (iteration, answer), value in experience.old_scores.items()}
     try:
-        save_file({name: value.contiguous().cpu() for name, value in scores.items()}, folder / _SCORES)
+        write_tensors({name: value.cpu() for name, value in scores.items()}, folder / _SCORES)
     except SafetensorError as error:
         raise OSError(str(error)) from None
 
