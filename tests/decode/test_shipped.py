@@ -21,8 +21,8 @@ CALLS = [{"input": [[1, 2, 3, 4]], "output": 6}, {"input": [[]], "output": 0}, {
 TASK = "Write a Python function `f(xs: list[int]) -> int`. Keep the even numbers and return the sum."
 
 
-def test_tiny_is_shipped() -> None:
-    assert "tiny" in [entry.name for entry in SHIPPED]
+def test_tiny_is_shipped_before_and_after_reinforcement_learning() -> None:
+    assert [entry.name for entry in SHIPPED] == ["tiny", "tiny-cpgrpo"]
 
 
 @pytest.mark.parametrize("entry", SHIPPED, ids=lambda entry: entry.name)
