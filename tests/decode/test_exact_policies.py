@@ -15,6 +15,7 @@ from unmask.decode.canvas import Canvas
 from unmask.decode.loop import denoise
 from unmask.decode.policy import (
     gumbel,
+    propose,
     rank_within_rows,
     take_above,
     take_best,
@@ -710,3 +711,23 @@ def test_another_seed_gives_another_run():
         run(RowDenoiser(FULL, mixed_scores(VOCABULARY)), rows, replace(settings, seed=seed))[1] for seed in range(4)
     ]
     assert len({tuple(committed_order(events)) for events in runs}) == 4
+
+
+@pytest.mark.parametrize("policy", ["entropy", "topk_margin", "threshold"])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_p": 0.8}, {"temperature": 1.0, "top_k": 4}])
+def test_a_proposal_made_in_pieces_is_the_whole_one(monkeypatch, policy, sampling):
+    settings = DecodeSettings(policy=policy, **sampling)
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(23, VOCABULARY, generator=generator)
+    uniform = torch.rand(23, generator=generator)
+    wholes = propose(logits, settings, uniform_C=uniform, runners_up=2)
+    monkeypatch.setattr("unmask.decode.policy.PIECE", 2 * VOCABULARY)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    pieces = propose(logits, settings, uniform_C=uniform, runners_up=2)
+    for name in ("token_M", "confidence_M", "entropy_M", "score_M", "tie_M"):
+        assert torch.equal(getattr(wholes, name), getattr(pieces, name)), name
+    assert wholes.runners is not None
+    assert pieces.runners is not None
+    assert torch.equal(wholes.runners.token_MK, pieces.runners.token_MK)
+    assert torch.equal(wholes.runners.probability_MK, pieces.runners.probability_MK)
+    assert len(propose(logits[:0], settings, uniform_C=uniform[:0]).token_M) == 0

@@ -18,6 +18,10 @@ from unmask.decode.settings import DecodeSettings
 from unmask.diffusion.confidence import entropy, token_confidence, top_margin
 from unmask.diffusion.logits import draw, shape_logits
 
+PIECE = 1 << 16
+"""Scores that a thread of a CPU works on at a time. A dozen passes are made over them, which its cache then serves: two
+to five times as fast from 8 places of 152,000 tokens on (docs/log.md)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
@@ -44,6 +48,24 @@ def propose(
     `uniform_C` drives the draw; it is needed when the temperature acts on content. `confidence_M`, `entropy_M` and the
     `runners_up` best other tokens are those of the distribution that orders the places.
     """
+    count, size = logits_CV.shape
+    rows = max(1, PIECE // size) * torch.get_num_threads() if logits_CV.device.type == "cpu" else count
+    pieces = [
+        _propose(
+            logits_CV[at : at + rows],
+            settings,
+            uniform_C=None if uniform_C is None else uniform_C[at : at + rows],
+            runners_up=runners_up,
+        )
+        for at in range(0, max(count, 1), rows)
+    ]
+    return pieces[0] if len(pieces) == 1 else join(pieces)
+
+
+def _propose(
+    logits_CV: Float[Tensor, "C V"], settings: DecodeSettings, *, uniform_C: Float[Tensor, " C"] | None, runners_up: int
+) -> Proposal:
+    """The proposal of some places, which depends on no others."""
     raw = logits_CV.float().log_softmax(-1)
     is_shaped = (
         settings.temperature not in (0.0, 1.0) or settings.top_p not in (None, 1.0) or settings.top_k is not None

@@ -100,7 +100,9 @@ class LoraLinear(nn.Linear):
             return super().forward(input)
         # Outside autocast the pair follows the input's dtype; inside, `F.linear` casts both again.
         A, B = self.lora_A.weight.to(input.dtype), self.lora_B.weight.to(input.dtype)
-        return super().forward(input) + self.scale * F.linear(F.linear(input, A), B)
+        out, inner = super().forward(input), F.linear(input, A)
+        joined = torch.addmm(out.flatten(0, -2), inner.flatten(0, -2), (self.scale * B).t())  # one pass over the output
+        return joined.view(out.shape)
 
     def merged_weight(self) -> Float[Tensor, "O I"]:
         """W + scale · B A, computed in float32 and rounded once to the dtype of W."""

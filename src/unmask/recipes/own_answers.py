@@ -49,7 +49,7 @@ class Amounts:
 
     code: int = 4000
     max_new_tokens: int = 400
-    batch_size: int = 32
+    batch_size: int = 64
 
 
 def prepare(folder: Path, tell: Tell, *, source: str, amounts: Amounts | None = None) -> None:
