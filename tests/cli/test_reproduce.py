@@ -108,6 +108,7 @@ def test_one_command_measures_every_finding_and_draws_nothing_twice(
     found = {one["name"]: one for one in record["findings"]}
     assert {one["verdict"] for one in found.values()} == {"undecided", "not measured"}  # of two tasks nothing is known
     assert [name for name, one in found.items() if one["verdict"] == "not measured"] == ["code-and-math"]
+    assert record["tasks"] == "toy, the first 2 of it"
     assert "Only 2 tasks have what is compared, and at least 6 are needed" in page
     assert "pass@2" in found["pass-at-10"]["notes"][0]
 

@@ -237,7 +237,9 @@ def _tasks(asked: "Asked", ran: "Sequence[Ran]") -> str:
         return asked.tasks
     result = ran[0].result
     version = f" {result.version}" if result.version else ""
-    return f"{result.benchmark}{version}, the first {', '.join(sorted({str(one.result.num_tasks) for one in ran}))}"
+    counts = [str(count) for count in sorted({one.result.num_tasks for one in ran})]
+    listed = " or ".join(filter(None, (", ".join(counts[:-1]), counts[-1])))
+    return f"{result.benchmark}{version}, the first {listed} of it"
 
 
 def _models(planned: "Sequence[Experiment]") -> Mapping[str, str]:
