@@ -110,7 +110,7 @@ class DraftTrainee(nn.Module):
             clean_BLD = self.backbone(
                 ids_BL, position_BL, attn_mask=causal_document_mask(document_BL), cache=kept, window=_NOWHERE
             )
-        mask = block_mask(blocks, document_BL)
+        mask: Tensor | None = block_mask(blocks, document_BL)
         if torch.is_grad_enabled() and ids_BL.device.type == "cpu":
             mask = as_bias(mask, self.backbone.dtype)  # a CPU's backward is twice as fast with numbers (docs/log.md)
         noisy_BND = self.backbone(
