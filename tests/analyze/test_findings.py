@@ -165,6 +165,13 @@ def test_a_model_that_solves_nothing_has_no_relative_drop() -> None:
     assert "solves nothing" in found.measured.notes[0]
 
 
+def test_answers_of_one_token_have_no_half_of_the_steps() -> None:
+    one = {1: ByTask(passed={1: values(0.5)})}
+    found = named("rl-steps", Evidence(steps=one, after_steps=one))
+    assert found.verdict == "not measured"
+    assert "more --max-new-tokens" in found.measured.why
+
+
 def test_relative_drops_are_those_of_the_means() -> None:
     found = named("rl-steps", whole())
     (compared,) = found.measured.differences
@@ -204,6 +211,7 @@ def test_a_statistic_of_differences_has_the_interval_of_the_mean() -> None:
 def test_the_hot_end_is_1_where_it_was_run() -> None:
     assert ends(dict.fromkeys((0.2, 1.0, 1.4), ByTask())) == (0.2, 1.0)
     assert ends(dict.fromkeys((0.3, 0.9), ByTask())) == (0.3, 0.9)
+    assert ends(dict.fromkeys((1.0, 1.4), ByTask())) == (1.0, 1.4)  # and not 1 with itself
 
 
 def test_an_unknown_finding_is_refused_with_the_nearest() -> None:

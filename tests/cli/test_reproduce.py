@@ -205,6 +205,14 @@ def test_a_plan_measures_the_rate_where_none_is_given(folders: dict[str, Path]) 
     again = run(folders, "--plan", "--only", "temperature-local", whole=False)
     assert "(8 answers that are kept)" in again.text
 
+    samples = Path("out/temperature/samples.jsonl")
+    with samples.open("a", encoding="utf-8") as file:
+        file.write('{"unmask"')  # a run is writing the next one
+    before = samples.read_bytes()
+    beside = run(folders, "--plan", "--only", "temperature-local", whole=False)
+    assert "(8 answers that are kept)" in beside.text
+    assert samples.read_bytes() == before
+
 
 @pytest.mark.parametrize(
     ("options", "said"),

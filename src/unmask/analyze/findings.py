@@ -231,8 +231,10 @@ def statistic(columns: Sequence[Values], function: Callable[[Sequence[float]], f
 
 
 def ends(settings: Mapping[float, ByTask]) -> tuple[float, float]:
-    """The two temperatures that are compared: the lowest, and 1.0 or, where it was not run, the highest."""
-    return min(settings), 1.0 if 1.0 in settings else max(settings)
+    """The two temperatures that are compared: the lowest, and 1.0 or, where it was not run or is the lowest, the
+    highest."""
+    low = min(settings)
+    return low, 1.0 if low < 1.0 in settings else max(settings)
 
 
 # What each finding is measured by
@@ -393,7 +395,10 @@ def _rl_temperature(evidence: Evidence) -> Measured:
 def _rl_steps(evidence: Evidence) -> Measured:
     assert evidence.steps is not None
     assert evidence.after_steps is not None
-    whole = max(set(evidence.steps) & set(evidence.after_steps))
+    common = set(evidence.steps) & set(evidence.after_steps)
+    if len(common) < 2:
+        return Measured(why="answers of so few tokens have no half as many steps; give more --max-new-tokens")
+    whole = max(common)
     half = _half(evidence.steps, whole)
     columns = [_pass_1(settings[s]) for settings in (evidence.steps, evidence.after_steps) for s in (whole, half)]
 

@@ -501,14 +501,10 @@ def plan(asked: Asked, findings: Sequence[Finding], *, seconds_per_answer: float
 
 def seconds_per_answer(asked: Asked) -> tuple[float, str]:
     """The rate of this machine, and where it is from: answers that are kept, or eight that are drawn for it."""
-    from unmask.evaluate.samples import SampleLog
-
-    place = asked.output / "temperature" / "samples.jsonl"
-    if place.is_file():
-        with SampleLog(place) as log:
-            times = [sample.seconds for sample in log.samples if sample.seconds]
-        if times:
-            return fmean(times), f"{len(times)} answers that are kept"
+    rows = _whole_rows(asked.output / "temperature" / "samples.jsonl")
+    times = [float(row["seconds"]) for row in rows if row.get("seconds")]
+    if times:
+        return fmean(times), f"{len(times)} answers that are kept"
     (one,) = experiments(replace(asked, limit=8, n=1, temperatures=asked.ends), [FINDINGS[0]])
     one = replace(one, axes={**one.axes, "temperature": f"{asked.ends[0]:g}"})
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -518,6 +514,14 @@ def seconds_per_answer(asked: Asked) -> tuple[float, str]:
         drawn = _drawing(one, asked).draw(tasks, loading, stack, output=Path(folder) / "rate", limit=8)
         times = [sample.seconds for sample in drawn.samples]
     return fmean(times), f"{len(times)} answers drawn for it"
+
+
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The records of a file that a run may be writing just now, which is only read here; a torn last line is none."""
+    if not path.is_file():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.split(b"\n") if line.strip()]
 
 
 def _num_lines(path: Path) -> int:
