@@ -11,7 +11,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,15 @@ class RandomAnswers:
     def __init__(self, room: int, *, words: int) -> None:
         self.room, self.words = room, words
 
-    def answers(self, model: Model, requests: Sequence[Request], *, seed: int, step: int) -> list[Rollout]:
+    def answers(
+        self,
+        model: Model,
+        requests: Sequence[Request],
+        *,
+        seed: int,
+        step: int,
+        stops: Callable[[], bool] = lambda: False,
+    ) -> list[Rollout]:
         generator = torch.Generator().manual_seed(step)
         return [self._answer(request, generator) for request in requests]
 

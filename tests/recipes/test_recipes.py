@@ -56,6 +56,7 @@ def test_coupled_grpo_has_the_numbers_of_the_paper() -> None:
     assert stage.reward.weighted == (("pass_fraction", 2.0), ("code_format", 0.5))
     assert stage.answers_per_step == 80
     assert stage.most_views == 3
+    assert stage.evaluation.preset == stage.prompts.preset  # the best checkpoint is chosen as it is trained to answer
 
 
 def test_the_drafter_is_of_the_model_that_decodes_here_and_its_blocks_grow() -> None:

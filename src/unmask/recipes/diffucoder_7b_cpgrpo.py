@@ -79,7 +79,13 @@ def recipe(folder: Path) -> Recipe:
                 card_every=50,
                 run=RunSettings(checkpoint_layers=True, save_every=50, log_every=1, timeout_seconds=7200),
                 evaluation=EvaluationSettings(
-                    every=250, documents=0, tasks="humaneval", num_tasks=64, max_new_tokens=256, temperature=0.3
+                    every=250,
+                    documents=0,
+                    tasks="humaneval",
+                    num_tasks=64,
+                    max_new_tokens=256,
+                    temperature=0.3,
+                    preset="diffucoder",
                 ),
             ),
         ),
