@@ -38,7 +38,10 @@ def main() -> None:
                         "pieces ms": 1000 * min(seconds["pieces"]),
                         "whole ms": 1000 * min(seconds["whole"]),
                         "ratio of medians": ratio(seconds, "pieces", "whole"),
-                        "same tokens": torch.equal(pieces().token_M, whole().token_M),
+                        "same bits": all(
+                            torch.equal(getattr(pieces(), name), getattr(whole(), name))
+                            for name in ("token_M", "confidence_M", "entropy_M", "tie_M")
+                        ),
                     }
                 )
     report("proposals", rows, to=options.json)
