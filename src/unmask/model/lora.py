@@ -101,8 +101,8 @@ class LoraLinear(nn.Linear):
         # Outside autocast the pair follows the input's dtype; inside, `F.linear` casts both again.
         A, B = self.lora_A.weight.to(input.dtype), self.lora_B.weight.to(input.dtype)
         out, inner = super().forward(input), F.linear(input, A)
-        joined = torch.addmm(out.flatten(0, -2), inner.flatten(0, -2), (self.scale * B).t())  # one pass over the output
-        return joined.view(out.shape)
+        rows, inner = out.reshape(-1, out.shape[-1]), inner.reshape(-1, inner.shape[-1])
+        return torch.addmm(rows, inner, (self.scale * B).t()).view(out.shape)  # one pass over the output
 
     def merged_weight(self) -> Float[Tensor, "O I"]:
         """W + scale · B A, computed in float32 and rounded once to the dtype of W."""
