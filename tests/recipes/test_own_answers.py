@@ -76,8 +76,12 @@ def test_the_shards_hold_answers_to_all_that_was_asked(tmp_path: Path) -> None:
     shards = {name: Shards.open(tmp_path / "data" / name) for name in ("answers", "heldout", "code")}
     apart = {json.dumps(record["messages"][:-1]) for record in lines(raw / "heldout.jsonl")}
     assert len(apart) == 3
+    order = [json.dumps(record["messages"][:-1]) for record in greedy]
+    places = [order.index(question) for question in apart]
+    assert max(places) - min(places) > len(greedy) // 2, "neighbours in the file are of one kind"
+    kept = [record for record in warm if json.dumps(record["messages"][:-1]) not in apart]
     assert not apart & {json.dumps(record["messages"][:-1]) for record in lines(raw / "answers.jsonl")}
-    assert sum(shards[name].meta.num_documents for name in ("answers", "heldout")) == len(asked) + 5
+    assert sum(shards[name].meta.num_documents for name in ("answers", "heldout")) == len(asked) + len(kept)
     assert any("answers at temperature 0.8" in line for line in said)
 
 
@@ -105,3 +109,18 @@ def test_answers_go_on_where_they_were_stopped(tmp_path: Path) -> None:
     for name in ("greedy", "warm", "answers", "heldout"):
         file = Path("data") / "raw" / f"{name}.jsonl"
         assert (stopped / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_answers_without_an_end_are_learnt_from_as_far_as_they_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def always_x(row: list[int], position: int) -> Tensor:
+        return 20.0 * torch.nn.functional.one_hot(torch.tensor(ord("x")), VOCAB_SIZE).float()
+
+    model = scripted(tiny_model("causal", chat=True, max_positions=2048), always_x)
+    monkeypatch.setattr(session, "load", lambda name: model)
+    prepare(tmp_path, lambda line: None, source="any", amounts=AMOUNTS)
+    raw = tmp_path / "data" / "raw"
+    greedy = lines(raw / "greedy.jsonl")
+    assert len(greedy) == len(lines(raw / "questions.jsonl"))
+    assert {record["messages"][-1]["content"][-24:] for record in greedy} == {"x" * 24}

@@ -59,8 +59,12 @@ class Blocks:
 
     def is_closed_BN(self) -> Bool[Tensor, "B N"]:
         """Whether the block shows nothing, as one that is drafted from. Padding counts as closed."""
-        is_open_BNN = _is_own(self) & self.is_shown_BN[:, None]
-        return ~is_open_BNN.any(-1)
+        is_padding_BN = ~self.is_real_BN
+        key_BN = self.anchor_BN.masked_fill(is_padding_BN, 0)
+        shown_BN = self.is_shown_BN.long().masked_fill(is_padding_BN, 0)
+        width = int(key_BN.max()) + 1 if key_BN.numel() else 1
+        count_BW = shown_BN.new_zeros(len(key_BN), width).scatter_add_(1, key_BN, shown_BN)
+        return is_padding_BN | (count_BW.gather(1, key_BN) == 0)
 
 
 def tile_blocks(
@@ -136,10 +140,17 @@ def _shown(blocks: Blocks, draws_B3L: Float[Tensor, "B 3 L"], *, revealed: float
     column its turn."""
     chance_BN, amount_BN = (draws_B3L[:, k].gather(1, blocks.anchor_BN) for k in (0, 1))
     turn_BN = draws_B3L[:, 2].gather(1, blocks.column_BN)
-    is_own_BNN = _is_own(blocks)
-    size_BN = is_own_BNN.sum(-1)
+    # Sorted by block, and inside of a block by turn: how many of its block are before a place, and how many there are
+    block_BN = torch.where(blocks.is_real_BN, blocks.anchor_BN, draws_B3L.shape[-1])
+    order_BN = turn_BN.argsort(stable=True, dim=1)
+    order_BN = order_BN.gather(1, block_BN.gather(1, order_BN).argsort(stable=True, dim=1))
+    sorted_BN = block_BN.gather(1, order_BN)
+    first_BN = torch.searchsorted(sorted_BN, sorted_BN)
+    size_BN = torch.searchsorted(sorted_BN, sorted_BN, right=True) - first_BN
+    before_BN = torch.arange(block_BN.shape[1]) - first_BN
+    back_BN = order_BN.argsort(1)
+    size_BN, before_BN = size_BN.gather(1, back_BN), before_BN.gather(1, back_BN)
     count_BN = 1 + (amount_BN * (size_BN - 1)).long()  # 1 … size - 1
-    before_BN = (is_own_BNN & (turn_BN[:, None] < turn_BN[:, :, None])).sum(-1)
     return blocks.is_real_BN & (size_BN > 1) & (chance_BN < revealed) & (before_BN < count_BN)
 
 

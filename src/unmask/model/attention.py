@@ -13,9 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unmask.model.config import Attention
 from unmask.seeds import derive_seed
+
+_FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attention_mask(
@@ -131,7 +134,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None)
 
     On the CPU the fused attention's backward runs at a tenth of the speed of a product. In bfloat16, with the mask as
     numbers and rows of up to 512 tokens, the products train in half its time (docs/log.md), for T² numbers per head.
+    On a GPU cuDNN's attention is left out: it makes a plan for every new shape, and decoding has one at every step.
     """
+    if value.device.type == "cuda":
+        with sdpa_kernel(_FUSED):
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
     is_training = torch.is_grad_enabled() and query.requires_grad
     is_bias = attn_mask is None or attn_mask.is_floating_point()
     if not (is_training and is_bias and value.device.type == "cpu" and value.dtype is torch.bfloat16):

@@ -45,7 +45,7 @@ class Amounts:
     """Questions that are answered once more, at a temperature of 0.8."""
 
     heldout: int = 64
-    """Greedy answers that are kept apart."""
+    """Greedy answers that are kept apart, evenly from all of them: neighbours in the file are of one kind."""
 
     code: int = 4000
     max_new_tokens: int = 400
@@ -73,7 +73,7 @@ def prepare(folder: Path, tell: Tell, *, source: str, amounts: Amounts | None = 
     model = load(source)
     greedy = _answers(model, raw, "greedy", 0.0, amounts, tell)
     warm = _answers(model, raw, "warm", _WARM, amounts, tell)
-    apart = {_question(record) for record in greedy[: amounts.heldout]}
+    apart = {_question(record) for record in greedy[:: max(1, len(greedy) // amounts.heldout)][: amounts.heldout]}
     _write(raw / "heldout.jsonl", (record for record in greedy if _question(record) in apart))
     _write(raw / "answers.jsonl", (record for record in (*greedy, *warm) if _question(record) not in apart))
     for name in _SHARDS:
@@ -172,6 +172,7 @@ def _answers(
             path,
             settings,
             batch_size=amounts.batch_size,
+            keep_cut=True,
             facts={"parent": mark_of(model.backbone), "dtype": str(model.backbone.dtype)},
             resume=path.with_name(f"{path.name}.partial").is_file(),
             report=_progress(tell),
