@@ -9,7 +9,7 @@ import torch
 
 from unmask.errors import SandboxError, SettingsError, TaskError
 from unmask.reward.combine import combine
-from unmask.reward.function import LOST, name_of
+from unmask.reward.function import LOST, NO_CODE, LogExtra, RewardFunction, name_of
 
 
 def gives(*rewards: Any, name: str = "given") -> Any:
@@ -52,6 +52,23 @@ def test_a_lost_sample_is_dropped_whatever_the_others_say(caplog: pytest.LogCapt
     assert rewards.by_function == {"a": [None, 1.0], "b": [1.0, 1.0]}
     assert rewards.num_lost == 1
     assert "1 of 2 answers could not be judged and leave their groups (no reason was given)" in caplog.text
+
+
+def test_answers_without_code_do_not_hide_a_sandbox_that_is_down() -> None:
+    def judged(statuses: list[str]) -> RewardFunction:
+        def function(completions: list[str], log_extra: LogExtra, **columns: Any) -> list[float]:
+            log_extra("sandbox", statuses)
+            log_extra("verdict", ["no room" if status == "sandbox_error" else "" for status in statuses])
+            return [{"sandbox_error": LOST, "pass": 1.0}.get(status, 0.0) for status in statuses]
+
+        return function
+
+    with pytest.raises(SandboxError, match=r"none of the 2 answers of a batch that have code .*\(no room\)"):
+        combine([(judged([NO_CODE, "sandbox_error", "sandbox_error"]), 1.0)], ["p"] * 3, ["x"] * 3, {})
+    some = combine([(judged([NO_CODE, "sandbox_error", "pass"]), 1.0)], ["p"] * 3, ["x"] * 3, {})
+    assert some.total_N == [0.0, None, 1.0]
+    nothing = combine([(judged([NO_CODE, NO_CODE]), 1.0)], ["p"] * 2, ["x"] * 2, {})
+    assert nothing.total_N == [0.0, 0.0]
 
 
 def test_a_batch_that_is_lost_whole_is_an_error() -> None:

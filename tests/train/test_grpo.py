@@ -33,7 +33,7 @@ from unmask.text.tokenizer import Tokenizer
 from unmask.train import grpo, learner, state
 from unmask.train.experience import Experience
 from unmask.train.grpo import _Run, train_grpo
-from unmask.train.grpo_settings import GrpoStage, GuardSettings, PolicySettings
+from unmask.train.grpo_settings import GrpoStage, GuardSettings, NoSpread, PolicySettings
 from unmask.train.metrics import CLOCK, read_metrics
 from unmask.train.optimiser import OptimiserSettings
 from unmask.train.parallel import Layout, World
@@ -840,6 +840,14 @@ def test_tasks_that_are_learned_from_measure_nothing(here: Path) -> None:
         tiny_rl(here, evaluation=EvaluationSettings(every=1, tasks=tasks))
 
 
+def test_a_part_of_them_or_the_same_with_more_tests_measures_nothing_either(here: Path) -> None:
+    prompts = tiny_rl(here).prompts
+    for learnt, measured in (("humaneval:100", "humaneval"), ("mbpp", "mbpp+"), ("synthetic-hard-train:5-9",) * 2):
+        with pytest.raises(SettingsError, match=r"prompts.tasks and evaluation.tasks both name"):
+            tiny_rl(here, prompts=replace(prompts, tasks=(learnt,)), evaluation=EvaluationSettings(tasks=measured))
+    tiny_rl(here, prompts=replace(prompts, tasks=("mbpp",)), evaluation=EvaluationSettings(tasks="humaneval"))
+
+
 def test_a_resume_with_other_rewards_is_refused(here: Path, tmp_path: Path) -> None:
     shutil.copy(here / "rewards.py", tmp_path / "rewards.py")
     stage = replace(tiny_rl(here, steps=2), reward=RewardSettings(functions=(f"{tmp_path / 'rewards.py'}:low_ids",)))
@@ -853,6 +861,27 @@ def test_groups_of_one_are_refused(here: Path) -> None:
     rollout = RolloutSettings(num_generations=1, temperature=1.0)
     with pytest.raises(SettingsError, match="leave_one_out compares each answer with the others of its group"):
         tiny_rl(here, rollout=rollout, policy=PolicySettings(baseline="leave_one_out"))
+
+
+@pytest.mark.parametrize("no_spread", ["filter", "keep"])
+def test_rollouts_without_spread_stop_the_run(here: Path, tmp_path: Path, no_spread: NoSpread) -> None:
+    stage = tiny_rl(here, reward="same", steps=30, policy=PolicySettings(patience=2, no_spread=no_spread))
+    with pytest.raises(NumericsError, match="2 rollouts in a row had no group with spread"):
+        run_alone(stage, tmp_path / "run")
+
+
+def test_answers_that_never_end_are_named_as_what_stops_the_run(here: Path, tmp_path: Path) -> None:
+    run = started(tiny_rl(here, policy=PolicySettings(patience=1, mask_truncated=True)), tmp_path)
+    collect = run.collect
+
+    def endless(number: int) -> Experience:
+        found = collect(number)
+        found.is_counted_N[:] = False
+        return found
+
+    run.collect = endless
+    run.make_step(0)
+    assert "they never end; raise prompts.max_new_tokens" in run.trouble()
 
 
 def test_a_collapse_of_the_reward_stops_the_run(here: Path, tmp_path: Path) -> None:
@@ -962,6 +991,16 @@ def test_a_card_shows_a_group_with_masks_scores_and_advantages(here: Path, tmp_p
         assert len(answer.pieces) == len(answer.scores) == len(answer.old_scores) == len(one)
         assert answer.scores != answer.old_scores
     assert (tmp_path / "run" / "rollouts" / "phase-000000.jsonl").is_file()
+
+
+def test_a_card_survives_a_resume_in_the_middle_of_its_phase(here: Path, tmp_path: Path) -> None:
+    stage = tiny_rl(here, steps=2, card_every=1)
+    cards = []
+    run_alone(stage, tmp_path / "run", write_card=lambda path, card: cards.append(card))
+    cut_to(tmp_path / "run", tmp_path / "cut", step=1)
+    run_alone(stage, tmp_path / "cut", resume=True, write_card=lambda path, card: cards.append(card))
+    one, two = cards
+    assert one == two
 
 
 def test_a_phase_without_spread_has_a_card_of_its_own(here: Path, tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def train(
 def _run(recipe: "Recipe", stages: "list[Stage]", folder: Path, world: "World", *, resume: bool, quiet: bool) -> bool:
     """Train the stages; True when Ctrl-C ended it early."""
     from unmask.evaluate.training import TrainingEvaluator
+    from unmask.model.table import find
     from unmask.train.checks import is_done
     from unmask.train.parallel import after_first
 
@@ -103,7 +104,11 @@ def _run(recipe: "Recipe", stages: "list[Stage]", folder: Path, world: "World", 
         after_first(world, functools.partial(recipe.prepare, folder, tell))
     _check_data(stages)
     measured = [stage for stage in stages if stage.evaluation.tasks or stage.evaluation.prompt]
-    evaluators = {stage.name: TrainingEvaluator(stage.evaluation) for stage in measured} if world.is_first else {}
+    evaluators = {}
+    for stage in measured if world.is_first else ():
+        entry = find(stage.model.source)
+        own = entry.defaults.preset if entry is not None else None
+        evaluators[stage.name] = TrainingEvaluator(stage.evaluation, own_preset=own)
     for evaluator in evaluators.values():
         evaluator.check()
     last = None

@@ -48,8 +48,10 @@ class Measured(Protocol):
 class TrainingEvaluator:
     """Called with a plain network after some step; opens what it needs at the first call, or at `check`."""
 
-    def __init__(self, settings: Measured) -> None:
+    def __init__(self, settings: Measured, *, own_preset: str | None = None) -> None:
+        """`own_preset` is how the model is asked where the settings name no preset."""
         self.settings = settings
+        self.own_preset = own_preset
 
     def check(self) -> None:
         """Refuse tasks that cannot be had, asked or judged here: better now than after the first hours of training."""
@@ -86,7 +88,8 @@ class TrainingEvaluator:
         benchmark = self._benchmark
         is_chat = model.tokenizer.chat_template is not None
         name = self.settings.preset
-        preset = find_preset(name) if name else preset_for(is_chat=is_chat, kind=benchmark.kind)
+        own = self.own_preset
+        preset = find_preset(name) if name else preset_for(is_chat=is_chat, kind=benchmark.kind, own=own)
         forms = [render(preset, task, benchmark=benchmark.name, kind=benchmark.kind) for task in benchmark.tasks]
         cell = Cell(name="training", settings=self._decoding())
         samples: list[Sample] = []

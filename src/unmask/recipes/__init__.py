@@ -15,7 +15,15 @@ from unmask.errors import SettingsError, did_you_mean
 if TYPE_CHECKING:
     from unmask.train.settings import Recipe
 
-NAMES = ("tiny", "tiny_cpgrpo", "qwen_0_5b", "qwen_0_5b_block", "diffucoder_7b", "diffucoder_7b_cpgrpo")
+NAMES = (
+    "tiny",
+    "tiny_cpgrpo",
+    "qwen_0_5b",
+    "qwen_0_5b_block",
+    "diffucoder_7b",
+    "diffucoder_7b_cpgrpo",
+    "diffucoder_7b_cpgrpo_released",
+)
 
 
 def find(name: str, folder: Path) -> "Recipe":

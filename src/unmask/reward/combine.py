@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unmask.errors import SandboxError, SettingsError, UnmaskError
-from unmask.reward.function import RewardFunction, name_of, shown
+from unmask.reward.function import NO_CODE, RewardFunction, name_of, shown
 
 _log = logging.getLogger(__name__)
 
@@ -172,16 +172,18 @@ def _total(row: Sequence[float | None], weights: Sequence[float]) -> float | Non
 
 
 def _report_losses(is_lost: Sequence[bool], extra: Mapping[str, list[Any]]) -> None:
-    """A warning for a few, an error for all."""
+    """A warning for a few, an error for all; answers without code, which nobody runs, say nothing of the sandbox."""
     if not any(is_lost):
         return
     reasons = extra.get("verdict", [])
     reason = next(
         (str(said) for lost, said in zip(is_lost, reasons, strict=False) if lost and said), "no reason was given"
     )
-    if all(is_lost):
+    statuses = extra.get("sandbox", [])
+    is_run = [status != NO_CODE for status in statuses] if len(statuses) == len(is_lost) else [True] * len(is_lost)
+    if all(lost for lost, run in zip(is_lost, is_run, strict=True) if run):
         raise SandboxError(
-            f"none of the {len(is_lost)} answers of a batch could be judged ({reason}), and there is nothing to learn "
-            "from; see what `unmask doctor` says of the sandbox, then resume the run: no step was lost"
+            f"none of the {sum(is_run)} answers of a batch that have code could be judged ({reason}), and there is "
+            "nothing to learn from; see what `unmask doctor` says of the sandbox, then resume the run: no step was lost"
         )
     _log.warning("%d of %d answers could not be judged and leave their groups (%s)", sum(is_lost), len(is_lost), reason)

@@ -28,6 +28,9 @@ from unmask.sandbox.verdict import Verdict
 LOST = float("nan")
 """The reward of a sample that could not be judged. Test with `math.isnan`: nan equals nothing."""
 
+NO_CODE = "no_code"
+"""What stands for a sandbox status where nothing was run."""
+
 RewardFunction = Callable[..., Iterable[float | None]]
 """Takes the columns that it names, and the others as `**columns`."""
 

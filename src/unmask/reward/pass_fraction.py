@@ -24,13 +24,10 @@ from unmask.data.jsonl import parse
 from unmask.data.task import Task
 from unmask.errors import SettingsError, TaskError
 from unmask.reward.code_format import fenced_code, parses
-from unmask.reward.function import LOST, Judge, LogExtra, text_of
+from unmask.reward.function import LOST, NO_CODE, Judge, LogExtra, text_of
 from unmask.sandbox.job import Job
 from unmask.sandbox.tests import CallTests, Tests, UnitTests, assertions_apart, num_scored
 from unmask.sandbox.verdict import Limits, Verdict
-
-NO_CODE = "no_code"
-"""What stands for a sandbox status where nothing was run."""
 
 TEST_CPU_SECONDS, TEST_WALL_SECONDS = 2.0, 10.0
 

@@ -25,6 +25,9 @@ from unmask.train.grpo_settings import GrpoStage
 from unmask.train.prompts import Prompts
 from unmask.train.rollout import Rollout, load_rollouts, measure, save_rollouts, summary
 
+CARD = -1
+"""In place of an inner iteration: the scores that a rollout card begins with."""
+
 _ROLLOUTS, _REWARDS, _SCORES = "rollouts.jsonl", "rewards.json", "old_scores.safetensors"
 
 
@@ -61,7 +64,8 @@ class Experience:
 
     old_scores: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """(inner iteration, answer) → the scores of its tokens under the policy that wrote it, for the answers of this
-    rank; those of the first iteration are the policy's own, at the time."""
+    rank; those of the first iteration are the policy's own, at the time. And (`CARD`, answer) for the answers of a
+    card, under the masks of the first iteration."""
 
     @property
     def reward_N(self) -> Tensor:
@@ -104,6 +108,19 @@ def weigh(number: int, rollouts: Sequence[Rollout], judged: Judged, stage: GrpoS
         has_spread_P=has_spread_P,
         is_counted_N=is_counted_N,
     )
+
+
+def widest_group(reward_N: Tensor, *, size: int) -> tuple[int, int]:
+    """The first answer of the group whose rewards differ most, and the group's size; lost answers (NaN) differ from
+    nothing.
+
+    >>> widest_group(torch.tensor([math.nan, 2.0, 0.0, 1.0]), size=2)
+    (2, 2)
+    """
+    group_PG = reward_N.view(-1, size)
+    is_lost_PG = group_PG.isnan()
+    width_P = group_PG.masked_fill(is_lost_PG, -math.inf).amax(1) - group_PG.masked_fill(is_lost_PG, math.inf).amin(1)
+    return int(width_P.argmax()) * size, size
 
 
 # As files of a checkpoint

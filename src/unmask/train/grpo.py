@@ -54,7 +54,16 @@ from unmask.sandbox.job import Executor
 from unmask.train import state
 from unmask.train.card import CardWriter, make_card
 from unmask.train.checks import check_data, checkpoint_to_resume
-from unmask.train.experience import Experience, Judged, describe, load_experience, save_experience, weigh
+from unmask.train.experience import (
+    CARD,
+    Experience,
+    Judged,
+    describe,
+    load_experience,
+    save_experience,
+    weigh,
+    widest_group,
+)
 from unmask.train.grpo_settings import GrpoStage
 from unmask.train.guard import Guard
 from unmask.train.judge import RewardJudge
@@ -153,7 +162,6 @@ class _Run(StageRun):
         self.num_tokens = 0
         self.best = -math.inf
         self.experience: Experience | None = None
-        self.card: tuple[Micro, Tensor] | None = None
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def identity(self) -> dict[str, str]:
@@ -239,7 +247,11 @@ class _Run(StageRun):
                 self._begin_card(self.experience)
             record |= describe(self.experience, group=stage.rollout.num_generations)
             self.num_tokens += sum(len(rollout.answer_ids) for rollout in self.experience.rollouts)
-            self.guard.see_reward(float(record["reward"]), has_spread=bool(self.experience.is_counted_N.any()))
+            self.guard.see_reward(
+                float(record["reward"]),
+                has_spread=bool(self.experience.has_spread_P.any()),
+                is_counted=bool(self.experience.is_counted_N.any()),
+            )
         with self._timed("update"):
             record |= self.learner.learn(self.experience, step)
         self.guard.see_kl(record.get("kl", 0.0))
@@ -327,17 +339,18 @@ class _Run(StageRun):
         sharded network answers none alone."""
         if not self.stage.card_every or experience.number % self.stage.card_every:
             return
-        groups = experience.reward_N.nan_to_num().view(-1, self.stage.rollout.num_generations)
-        size = groups.shape[1]
-        first = int((groups.amax(1) - groups.amin(1)).argmax()) * size
-        micro = self.learner.micro(experience, list(range(first, first + size)), [True] * size, 0)
-        self.card = (micro, self.learner.scores(micro))
+        first, size = widest_group(experience.reward_N, size=self.stage.rollout.num_generations)
+        micro = self._card_micro(experience, range(first, first + size))
+        for number, score_L in zip(micro.numbers, self.learner.scores(micro), strict=True):
+            experience.old_scores[CARD, number] = score_L.clone()
 
     def _end_card(self, experience: Experience) -> None:
-        """The card, when the phase is over."""
-        if self.card is None:
+        """The card, when the phase is over; a resume in the middle of it has the scores of its beginning."""
+        numbers = sorted(number for iteration, number in experience.old_scores if iteration == CARD)
+        if not numbers:
             return
-        (micro, old_BL), self.card = self.card, None
+        micro = self._card_micro(experience, numbers)
+        old_BL = torch.stack([experience.old_scores[CARD, number] for number in numbers])
         score_BL = self.learner.scores(micro)
         if not self.world.is_first:
             return
@@ -351,6 +364,9 @@ class _Run(StageRun):
                 self.write_card(folder / name, card)
         except (OSError, TrajectoryError) as error:  # a card is worth no run
             _log.warning("the card of phase %d could not be written: %s", experience.number, error)
+
+    def _card_micro(self, experience: Experience, numbers: Sequence[int]) -> Micro:
+        return self.learner.micro(experience, list(numbers), [True] * len(numbers), 0)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -18,7 +18,7 @@ from unmask.diffusion.rl_settings import (
 )
 from unmask.errors import did_you_mean
 from unmask.reward.settings import RewardSettings
-from unmask.train.prompts import PromptSettings
+from unmask.train.prompts import PromptSettings, name_of
 from unmask.train.rollout import RolloutSettings
 from unmask.train.settings import Stage, require
 
@@ -115,7 +115,7 @@ class GuardSettings:
     """Share of its best average by which the reward may fall; an average that was never above 0 stops nothing."""
 
     max_kl: float = 10.0
-    """Nats per token from the reference, averaged over an optimiser step."""
+    """Nats per token from the reference, averaged over an optimiser step; without one (policy.beta=0) it is idle."""
 
     def __post_init__(self) -> None:
         require(self.window >= 1, f"guard.window={self.window} must be at least 1")
@@ -152,10 +152,11 @@ class GrpoStage(Stage):
         require(self.micro_answers >= 1, f"micro_answers={self.micro_answers} must be at least 1")
         require(self.card_every >= 0, f"card_every={self.card_every} must be at least 0")
         check_group(self.rollout.num_generations, self.policy.baseline)
+        measured = name_of(self.evaluation.tasks)
         require(
-            not self.evaluation.tasks or self.evaluation.tasks not in self.prompts.tasks,
-            f"prompts.tasks and evaluation.tasks both name {self.evaluation.tasks}: pass@1 would be that of tasks that "
-            "were learned from; measure it on others",
+            not measured or measured not in map(name_of, self.prompts.tasks),
+            f"prompts.tasks and evaluation.tasks both name {measured}: pass@1 would be that of tasks that were learned "
+            "from; measure it on others",
         )
 
     @property

@@ -18,10 +18,16 @@ class Guard:
         self._best = -float("inf")
         self._without_spread = 0
 
-    def see_reward(self, reward: float, *, has_spread: bool) -> None:
-        """A phase's mean reward (not a number where nothing could be judged), and whether anything can be learned."""
-        self._without_spread = 0 if has_spread else self._without_spread + 1
-        if self._without_spread >= self.patience:
+    def see_reward(self, reward: float, *, has_spread: bool, is_counted: bool = True) -> None:
+        """A phase's mean reward (not a number where nothing could be judged), whether the rewards of any group differ,
+        and whether any answer is in the loss."""
+        self._without_spread = 0 if has_spread and is_counted else self._without_spread + 1
+        if self._without_spread >= self.patience and has_spread:
+            self.reason = (
+                f"in {self._without_spread} rollouts in a row no answer of a group with spread is in the loss, for "
+                "they never end; raise prompts.max_new_tokens, or set policy.mask_truncated=false"
+            )
+        elif self._without_spread >= self.patience:
             self.reason = (
                 f"{self._without_spread} rollouts in a row had no group with spread, so nothing is learned; take "
                 "easier or harder tasks (`unmask data select`), a higher rollout.temperature, or a larger "

@@ -184,6 +184,16 @@ def check_sources(settings: PromptSettings) -> None:
             needed_files(name)
 
 
+def name_of(source: str) -> str:
+    """The tasks that a source is a part of. HumanEval+ and MBPP+ are HumanEval and MBPP with more tests.
+
+    >>> [name_of(source) for source in ("humaneval:100", "humaneval+", "synthetic-hard-train:10-20", "tasks.jsonl")]
+    ['humaneval', 'humaneval', 'synthetic-hard-train', 'tasks.jsonl']
+    """
+    found = _RANGE.fullmatch(source)
+    return (found["name"] if found else source).removesuffix("+")
+
+
 def load_tasks(source: str, *, executor: Executor) -> Benchmark:
     """The tasks of one source, in its range. A hash of them is in `Prompts.identity`."""
     found = _RANGE.fullmatch(source)

@@ -53,7 +53,8 @@ def log_probs(
     Without `keep_graph` there is no gradient. On a CPU the forward is the same nevertheless: in bfloat16 training has
     an attention of its own (`model/attention.py`), and what two kernels round differently would stand in the ratio.
     `temperature` divides the logits: a rollout at temperature T draws from softmax(logits / T), and its policy is
-    scored as it was drawn from.
+    scored as it was drawn from, but for ids without a token, which decoding never draws and which keep here what the
+    network gives them: next to nothing, old scores and new alike.
     """
     is_scored_KBL = views.weight_KBL != 0
     is_needed_KB = is_scored_KBL.any(-1)
