@@ -31,7 +31,7 @@ from torch import Tensor
 from unmask.decode.canvas import Canvas, Positions
 from unmask.decode.denoiser import PREFILL, check_fit, window_through
 from unmask.decode.draft_plan import Plan, column_cost, plan
-from unmask.decode.policy import Proposal, propose
+from unmask.decode.policy import Proposal, join, propose
 from unmask.decode.settings import DecodeSettings
 from unmask.diffusion.logits import suppress_
 from unmask.errors import CanvasError
@@ -135,7 +135,7 @@ class Speculator:
             logits_MV = self.backbone.logits(hidden_ATD[place_M.to(self.device), slot_M.to(self.device)])
             suppress_(logits_MV, is_suppressed_V)
             uniform_M = self._uniform(canvas, asked, settings, samples)
-            proposal = propose(logits_MV, settings, uniform_C=uniform_M, runners_up=runners_up)
+            proposal = join([propose(logits_MV, settings, uniform_C=uniform_M, runners_up=runners_up)])
         drafted = tuple(
             (row, state.settled + 1 + k - int(canvas.start_B[row]), token)
             for row, state in zip(rows, states, strict=True)
