@@ -1,5 +1,5 @@
 # Everything a new machine needs: Python 3.11 or newer, pip, gcc, make.
-#   make demo    environment, install, an answer of tiny, and one of a 0.5B model (500 MB are downloaded once)
+#   make demo    environment, install, an answer of tiny, and a drafted one of a 0.5B model (500 MB are downloaded once)
 #   make test    environment, install, and the tests
 
 PYTHON ?= python3

@@ -23,7 +23,7 @@ def both(*, random: bool, dtype: torch.dtype) -> tuple[Backbone, PreTrainedModel
 
 
 def _real(dtype: torch.dtype) -> Backbone:
-    return load("qwen2.5-coder-0.5b-instruct", dtype=str(dtype).removeprefix("torch.")).backbone
+    return load("qwen2.5-coder-0.5b-instruct", dtype=str(dtype).removeprefix("torch."), drafter="none").backbone
 
 
 def _random(dtype: torch.dtype) -> Backbone:

@@ -22,11 +22,14 @@ from unmask.decode import session
 from unmask.decode.run import Run
 from unmask.decode.session import Model, load
 from unmask.model import hub
+from unmask.model.config import Override
+from unmask.model.table import Defaults, ModelEntry, PackageSource
 from unmask.trajectory import StepEvent
 
 from checkpoints import (
     CHATML,
     END_ID,
+    MASK_ID,
     VOCAB_SIZE,
     scripted,
     spell,
@@ -782,3 +785,60 @@ def test_a_run_goes_on_with_another_decoder(folders: dict[str, Path], tmp_path: 
     for decoder in ("autoregressive", "speculative"):
         outcome = unmask("generate", "--resume", record, "--at", 0, *with_drafter, "--decoder", decoder)
         assert (outcome.code, outcome.text) == (0, plain), outcome.err
+
+
+@pytest.fixture
+def named(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`causal-small` is a model of the table with a drafter in the package, and `causal-bare` one without."""
+    package = tmp_path / "package"
+    for name in ("causal", "drafter"):
+        shutil.copytree(folders[name], package / "weights" / name)
+    monkeypatch.setattr(hub, "PACKAGE", package)
+    entries = tuple(
+        ModelEntry(
+            name=name,
+            family="qwen2",
+            parameters=1,
+            licence="none",
+            description="a network",
+            sources=(PackageSource(path="weights/causal"),),
+            defaults=Defaults(drafter=drafter),
+        )
+        for name, drafter in (("causal-small", "weights/drafter"), ("causal-bare", None))
+    )
+    monkeypatch.setattr("unmask.model.table.models", lambda: entries)
+    monkeypatch.setattr(hub, "models", lambda: entries)
+    return package / "weights" / "drafter"
+
+
+def test_a_model_of_the_table_comes_with_its_drafter(named: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    plain = generate(folders["causal"])
+    for given in ((), ("--drafter", named), ("--drafter", "causal-small")):
+        drafted = generate(Path("causal-small"), *given)
+        assert drafted.text == plain.text
+        assert "tokens drafted and checked" in drafted.err
+    for alone in (("--drafter", "none"), ("--decoder", "autoregressive")):
+        assert "drafted" not in generate(Path("causal-small"), *alone).err
+    assert "tokens drafted and checked" in generate(folders["causal"], "--drafter", "causal-small").err
+    assert "drafted" not in generate(Path("causal-bare")).err
+    assert "causal-bare has no drafter in the table; give a folder, or one of causal-small" in refusal(
+        "generate", PROMPT, "-m", "causal-small", *SHORT, "--drafter", "causal-bare"
+    )
+
+
+def test_without_the_folder_of_its_drafter_the_model_is_used_alone(
+    named: Path, folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(named)
+    alone = generate(Path("causal-small"))
+    assert alone.text == generate(folders["causal"]).text
+    assert "drafted" not in alone.err
+    assert "settles one token a forward: its drafter is not in" in caplog.text
+
+
+def test_a_drafter_of_the_table_is_for_the_model_as_it_is(named: Path) -> None:
+    assert load("causal-small").drafter_folder == named
+    assert load("causal-small", override=Override(attention="full", mask_id=MASK_ID)).drafter is None
+    assert "the sampler of models that see the whole canvas" in refusal(
+        "generate", PROMPT, "-m", "causal-small", *SHORT, "--mode", "reference"
+    )

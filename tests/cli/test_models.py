@@ -137,7 +137,7 @@ def test_show_of_a_model_of_the_package_points_to_its_card(packaged: Path) -> No
     assert lines["card"] == str(packaged / "README.md")
     record = json.loads(run("show", "tiny", "--json")[0])
     assert record["sources"] == [{"kind": "package", "path": "weights/tiny", "bytes": None, "sha256": None}]
-    assert record["defaults"] == {"max_new_tokens": 96, "preset": "diffucoder"}
+    assert record["defaults"] == {"max_new_tokens": 96, "preset": "diffucoder", "drafter": None}
 
 
 def test_show_says_so_when_the_package_came_without_the_weights(packaged: Path) -> None:

@@ -469,7 +469,7 @@ def test_a_plan_prints_what_the_7b_recipe_costs_and_does_nothing(no_training: No
         ("tiny", ["pretrain: ", "parameters        6.96 M, of which trained 6.96 M", "all stages"]),
         ("qwen_0_5b", ["full: ", "494 M, of which trained 494 M", "lora: ", "of which trained 154 M", "989 TFLOP/s"]),
         ("small.py", ["first: Reads.", "steps             4 of 128 tokens"]),
-        ("qwen_0_5b_block", ["drafter: ", "513 M, of which trained 19 M", "450 of 4.1 k tokens", "3.47 GiB"]),
+        ("qwen_0_5b_block", ["drafter: ", "513 M, of which trained 19 M", "1,950 of 16.4 k tokens", "36.28 GiB"]),
         ("diffucoder_7b_cpgrpo", ["cpgrpo: ", "  writing answers ", "  other scoring ", "7.62 B, of which trained"]),
     ],
 )

@@ -6,14 +6,18 @@ import json
 import peft
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from unmask.errors import CheckpointError
+from unmask.model import hub
 from unmask.model.backbone import Backbone
 from unmask.model.drafter import DraftHead
 from unmask.model.drafter_files import attach_drafter, mark_of, read_info, save_drafter
 from unmask.model.gate import GatedLinear
-from unmask.model.lora import LoraSettings, add_lora, lora_layers
+from unmask.model.lora import LINEARS, LoraSettings, add_lora, lora_layers
+from unmask.model.table import find
+from unmask.recipes.qwen_0_5b import SHAPE
 
 from doubles import tiny_backbone, tiny_config
 
@@ -135,3 +139,30 @@ def test_peft_reads_the_adapter(folder):
     with pytest.warns(UserWarning, match="unmask_drafter"):
         config = peft.LoraConfig.from_pretrained(str(folder))
     assert (config.r, config.lora_alpha) == (2, 6.0)
+
+
+def test_the_drafter_in_the_package_is_whole():
+    entry = find("qwen2.5-coder-0.5b-instruct")
+    folder = hub.PACKAGE / entry.defaults.drafter
+    assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) < 40_000_000
+    info = read_info(folder)
+    assert (info.parent, info.block_length) == (entry.name, 8)
+    with torch.device("meta"):
+        network = Backbone(SHAPE)
+    layers = {name: module for name, module in network.named_modules() if name.rpartition(".")[2] in LINEARS}
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert stored == {
+        f"base_model.model.model.{name}.lora_{side}.weight": shape
+        for name, layer in layers.items()
+        for side, shape in (("A", (32, layer.in_features)), ("B", (layer.out_features, 32)))
+    }
+    others = load_file(folder / "drafter.safetensors")
+    words, width = others["words"], SHAPE.hidden_size
+    assert words.unique().shape == words.shape == (24_000,)
+    assert words.max() < SHAPE.vocab_size
+    assert {name: tuple(value.shape) for name, value in others.items() if name != "words"} == {
+        "mask_row": (width,),
+        "head.down.weight": (512, 2 * width),
+        "head.up.weight": (width, 512),
+    }

@@ -44,7 +44,7 @@ def says_x(row: list[int], position: int) -> Tensor:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library of seven functions, one of them a benchmark's, and a model that says one thing."""
     model = scripted(tiny_model("causal", chat=True, max_positions=2048), says_x)
-    monkeypatch.setattr(session, "load", lambda name: model)
+    monkeypatch.setattr(session, "load", lambda name, drafter: model)
     read, library = corpus.read, {corpus.STDLIB: list(code()), corpus.INSTALLED: []}
     monkeypatch.setattr(
         corpus, "read", lambda source, **more: iter(library[source]) if source in library else read(source, **more)
@@ -88,7 +88,7 @@ def test_the_shards_hold_answers_to_all_that_was_asked(tmp_path: Path) -> None:
 def test_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(tmp_path, lambda line: None, source="any", amounts=AMOUNTS)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(session, "load", lambda name: pytest.fail("nothing is left to answer"))
+    monkeypatch.setattr(session, "load", lambda name, drafter: pytest.fail("nothing is left to answer"))
     prepare(tmp_path, lambda line: None, source="any", amounts=AMOUNTS)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -118,7 +118,7 @@ def test_answers_without_an_end_are_learnt_from_as_far_as_they_go(
         return 20.0 * torch.nn.functional.one_hot(torch.tensor(ord("x")), VOCAB_SIZE).float()
 
     model = scripted(tiny_model("causal", chat=True, max_positions=2048), always_x)
-    monkeypatch.setattr(session, "load", lambda name: model)
+    monkeypatch.setattr(session, "load", lambda name, drafter: model)
     prepare(tmp_path, lambda line: None, source="any", amounts=AMOUNTS)
     raw = tmp_path / "data" / "raw"
     greedy = lines(raw / "greedy.jsonl")

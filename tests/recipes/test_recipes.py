@@ -1,5 +1,6 @@
 """The recipes: each builds whole, keeps to the paper where it says so, and is found by name or by file."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -59,11 +60,37 @@ def test_coupled_grpo_has_the_numbers_of_the_paper() -> None:
     assert stage.evaluation.preset == stage.prompts.preset  # the best checkpoint is chosen as it is trained to answer
 
 
+def test_what_was_released_differs_from_the_paper_where_it_is_said_to() -> None:
+    (paper,) = recipes.find("diffucoder_7b_cpgrpo", FOLDER).stages
+    (released,) = recipes.find("diffucoder_7b_cpgrpo_released", FOLDER).stages
+    assert isinstance(paper, GrpoStage)
+    assert isinstance(released, GrpoStage)
+    differing = {
+        f"{group}.{field.name}" if group else field.name: (getattr(one, field.name), getattr(other, field.name))
+        for group, one, other in (
+            *((name, getattr(paper, name), getattr(released, name)) for name in ("rollout", "policy", "reward")),
+            ("estimator", paper.estimator, released.estimator),
+            ("prompts", paper.prompts, released.prompts),
+        )
+        for field in dataclasses.fields(one)
+        if getattr(one, field.name) != getattr(other, field.name)
+    }
+    assert differing == {
+        "rollout.temperature": (1.2, 1.0),
+        "policy.baseline": ("group_mean", "leave_one_out"),
+        "policy.score_temperature": (None, 1.0),
+        "policy.no_spread": ("filter", "keep"),
+    }
+    assert (released.seed, released.steps, released.optimiser, released.schedule) == (
+        *(paper.seed, paper.steps, paper.optimiser, paper.schedule),
+    )
+
+
 def test_the_drafter_is_of_the_model_that_decodes_here_and_its_blocks_grow() -> None:
     (stage,) = recipes.find("qwen_0_5b_block", FOLDER).stages
     assert isinstance(stage, DraftStage)
     assert stage.model.source == find("qwen2.5-coder-0.5b-instruct").name
-    assert [stage.draft.length_at(step, steps=stage.steps) for step in (0, 89, 90, 179, 180, 449)] == [
+    assert [stage.draft.length_at(step, steps=stage.steps) for step in (0, 116, 117, 291, 292, 1949)] == [
         *(2, 2, 4, 4, 8, 8)
     ]
     assert [Path(source.path).name for source in (*stage.data.train, *stage.data.heldout)] == [

@@ -110,7 +110,8 @@ _MODEL: dict[str, Any] = {
     "device": Annotated[str | None, _loading("--device", help="auto, cpu, cuda, … [auto]", metavar="DEVICE")],
     "adapter": Annotated[Path | None, _loading("--adapter", help="Folder of a LoRA adapter (PEFT).", metavar="DIR")],
     "drafter": Annotated[
-        Path | None, _loading("--drafter", help="Folder of a drafter for a causal model.", metavar="DIR")
+        str | None,
+        _loading("--drafter", help="Folder of a drafter for a causal model, or none. [the model's own]", metavar="DIR"),
     ],
     "mask_id": Annotated[
         int | None, _loading("--mask-id", help="Mask id, where the checkpoint does not say.", metavar="ID")
@@ -141,7 +142,7 @@ class ModelOptions:
     dtype: str | None = None
     device: str | None = None
     adapter: Path | None = None
-    drafter: Path | None = None
+    drafter: str | None = None
     mask_id: int | None = None
     attention: str | None = None
     shift_logits: bool | None = None
@@ -184,7 +185,7 @@ class ModelOptions:
             "revision": self.revision,
             "weights": fingerprint(found.path),
             "adapter": fingerprint(self.adapter) if self.adapter is not None else None,
-            **({"drafter": fingerprint(self.drafter)} if self.drafter is not None else {}),
+            **({"drafter": fingerprint(loaded.drafter_folder)} if loaded.drafter_folder is not None else {}),
             "stated": {name: value for name, value in stated.items() if value is not None},
             "dtype": str(loaded.backbone.dtype).removeprefix("torch."),
         }

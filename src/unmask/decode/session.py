@@ -4,6 +4,7 @@ model = unmask.load("qwen2.5-coder-0.5b-instruct")
 print(model.generate("Write a function that reverses a string.").text)
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from unmask.model.backbone import Backbone
 from unmask.model.checkpoint import load_folder, read_json
 from unmask.model.config import Override
 from unmask.model.drafter import Drafter
-from unmask.model.drafter_files import attach_drafter
+from unmask.model.drafter_files import attach_drafter, holds_drafter
 from unmask.model.gguf import GGUFFile, load_gguf
 from unmask.model.packed import can_pack, multiplies_bfloat16, pack
 from unmask.model.table import Defaults
@@ -36,6 +37,7 @@ from unmask.text.tokenizer import Tokenizer
 from unmask.trajectory import Step, Trajectory
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_log = logging.getLogger(__name__)
 _END_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|dlm_pad|>")
 
 
@@ -55,8 +57,9 @@ def load(
 
     `dtype` "auto" is bfloat16 where the device multiplies it natively and float32 elsewhere. `adapter` is a folder with
     a LoRA adapter in PEFT's format. `drafter` is a folder with a drafter for this causal model, with which it settles
-    several tokens in a forward. `override` states what the checkpoint does not say (mask id, attention, shift).
-    Raises UnknownModelError, DownloadError, CheckpointError, TextError.
+    several tokens in a forward, or a name of the table whose drafter is taken; None: the table's for this model where
+    it is loaded as it is, and "none": no drafter. `override` states what the checkpoint does not say (mask id,
+    attention, shift). Raises UnknownModelError, DownloadError, CheckpointError, TextError.
     """
     where = _device(device)
     precision = _dtype(dtype, where)
@@ -72,10 +75,33 @@ def load(
         tokenizer = tokenizer_from_gguf(file.metadata)
     if adapter is not None:
         merge_adapter(backbone, Path(adapter))
-    drafts = None if drafter is None else attach_drafter(backbone, Path(drafter))
+    if drafter is not None:
+        folder = hub.drafter(drafter)
+    else:
+        folder = None if adapter is not None else _own_drafter(found, backbone)
+    drafts = None if folder is None else attach_drafter(backbone, folder)
     if can_pack(backbone):
         pack(backbone)
-    return Model(backbone, tokenizer, name=found.name, source=found.source, defaults=found.defaults, drafter=drafts)
+    return Model(
+        backbone,
+        tokenizer,
+        name=found.name,
+        source=found.source,
+        defaults=found.defaults,
+        drafter=drafts,
+        drafter_folder=folder,
+    )
+
+
+def _own_drafter(found: hub.Resolved, backbone: Backbone) -> Path | None:
+    """The folder of the drafter that the table has for a model; None where it has none, or that is not usable."""
+    if found.defaults.drafter is None or backbone.config.attention != "causal":
+        return None
+    folder = hub.PACKAGE / found.defaults.drafter
+    if holds_drafter(folder):
+        return folder
+    _log.warning("%s settles one token a forward: its drafter is not in %s; install unmask again", found.name, folder)
+    return None
 
 
 def _check_mask(backbone: Backbone, tokenizer: Tokenizer, *, name: str, override: Override) -> None:
@@ -102,6 +128,9 @@ class Model:
 
     drafter: Drafter | None = None
     """What drafts for a causal model; it shares the backbone, which has the drafter's adapter."""
+
+    drafter_folder: Path | None = None
+    """Where it was read from."""
 
     def generate(
         self, prompt: str, *, raw: bool = False, system: str | None = None, runners_up: int = 0, **settings: Any
@@ -280,7 +309,7 @@ class Model:
             )
         if self.drafter is not None and asked == "diffusion":
             return DraftedDenoiser(self.backbone, self.drafter, block_length=settings.block_length)
-        if self.drafter is not None and asked != "autoregressive":
+        if self.drafter is not None and asked != "autoregressive" and settings.mode == "exact":
             longest = None if settings.block_length is None else settings.block_length - 1
             return Speculator(self.backbone, self.drafter, longest=longest)
         if settings.cache == "prefix":

@@ -31,6 +31,9 @@ __all__ = ["Progress", "Report", "Resolved", "cache_home", "cached", "remove", "
 PACKAGE = Path(__file__).parent.parent
 """The installed package; checkpoints that come with it lie below."""
 
+NO_DRAFTER = "none"
+"""In place of a drafter's folder: the model alone."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -80,6 +83,19 @@ def check_name(name: str) -> None:
     """Raise what `resolve` would of a name that nobody knows; asks no network, and looks at no file's content."""
     if _local(name) is None:
         _wanted(name, None)
+
+
+def drafter(name: str | Path) -> Path | None:
+    """The folder of a drafter: one that is given, that of a model of the table, or None for `none`."""
+    if str(name) == NO_DRAFTER:
+        return None
+    entry = None if Path(name).exists() else find(str(name))
+    if entry is None:
+        return Path(name)
+    if entry.defaults.drafter is None:
+        having = ", ".join(entry.name for entry in models() if entry.defaults.drafter is not None)
+        raise SettingsError(f"{entry.name} has no drafter in the table; give a folder, or one of {having}")
+    return PACKAGE / entry.defaults.drafter
 
 
 def cached(name: str) -> Path | None:

@@ -22,6 +22,7 @@ from unmask.model.config import Family
 _R = TypeVar("_R", "HubSource", "Wheel", "PypiSource", "PackageSource", "Defaults", "ModelEntry")
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_INSIDE = "it is relative to the package, as in weights/name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +88,7 @@ class PackageSource:
     sha256: str | None = None
 
     def __post_init__(self) -> None:
-        parts = self.path.split("/")
-        is_inside = "\\" not in self.path and not {"", ".", ".."} & {*parts}
-        _require(is_inside, f"path = {self.path!r}", "it is relative to the package, as in weights/name")
+        _require(_is_inside(self.path), f"path = {self.path!r}", _INSIDE)
         _check_file(None, self.bytes, self.sha256)
 
     def __str__(self) -> str:
@@ -110,9 +109,13 @@ class Defaults:
     preset: str | None = None
     """How benchmarks ask it (`evaluate/prompts.py`): as its training did."""
 
+    drafter: str | None = None
+    """A folder of the package with what drafts for it (`model/drafter_files.py`)."""
+
     def __post_init__(self) -> None:
         tokens = self.max_new_tokens
         _require(tokens is None or tokens > 0, f"max_new_tokens = {tokens}", "an answer has some")
+        _require(self.drafter is None or _is_inside(self.drafter), f"drafter = {self.drafter!r}", _INSIDE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +221,10 @@ def _record(kind: type[_R], data: Mapping[str, Any], where: str) -> _R:
 def _refuse_unknown(data: Mapping[str, Any], known: list[str], *, where: str) -> None:
     for key in data:
         _require(key in known, f"{where} has the unknown key {key!r}", did_you_mean(key, known))
+
+
+def _is_inside(path: str) -> bool:
+    return "\\" not in path and not {"", ".", ".."} & {*path.split("/")}
 
 
 def _check_file(file: str | None, size: int | None, sha256: str | None) -> None:

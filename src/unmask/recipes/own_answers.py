@@ -37,17 +37,17 @@ _SHARDS = ("heldout", "answers", "code")
 class Amounts:
     """How much of each is made."""
 
-    questions: int = 3000
-    problems: int = 900
+    questions: int = 7500
+    problems: int = 2000
     mbpp: int = 600
-    synthetic: int = 150
+    synthetic: int = 400
     warm: int = 900
     """Questions that are answered once more, at a temperature of 0.8."""
 
     heldout: int = 64
     """Greedy answers that are kept apart, evenly from all of them: neighbours in the file are of one kind."""
 
-    code: int = 4000
+    code: int = 16_000
     max_new_tokens: int = 400
     batch_size: int = 64
 
@@ -70,7 +70,7 @@ def prepare(folder: Path, tell: Tell, *, source: str, amounts: Amounts | None = 
         _write(raw / "questions.jsonl", _shuffled(_questions(found, benchmarks, amounts), "questions"))
         shown = ({"text": function.text, "licence": function.licence} for function in found)
         _write(raw / "code.jsonl", itertools.islice(shown, amounts.code))
-    model = load(source)
+    model = load(source, drafter="none")  # what it says by itself
     greedy = _answers(model, raw, "greedy", 0.0, amounts, tell)
     warm = _answers(model, raw, "warm", _WARM, amounts, tell)
     apart = {_question(record) for record in greedy[:: max(1, len(greedy) // amounts.heldout)][: amounts.heldout]}
