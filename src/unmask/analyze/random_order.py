@@ -5,7 +5,8 @@ its places count from left to right, as a run's do (`ar_ness`), so that a run wh
 more of both measures by chance alone.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb, factorial, nan, perm, prod
@@ -44,12 +45,15 @@ def random_local(
     >>> random_local([Shape(sizes=(4,), num_open=4)], 1)
     1.0
     """
-    shapes = [shape for run in runs if (shape := _shape(run)).num_settled > k]
+    counts = Counter(map(_shape, runs))
     return _mean(
-        [
-            _expected_hits(shape, k, reading) / (shape.num_settled - k if over == "defined" else shape.num_settled)
-            for shape in shapes
-        ]
+        {
+            shape: _expected_hits(shape, k, reading)
+            / (shape.num_settled - k if over == "defined" else shape.num_settled)
+            for shape in counts
+            if shape.num_settled > k
+        },
+        counts,
     )
 
 
@@ -62,15 +66,16 @@ def random_global(runs: Sequence[Shape | int], k: int) -> float:
     >>> random_global([2], 1), random_global([4], 4), random_global([Shape(sizes=(2,), num_open=2)], 1)
     (0.75, 1.0, 1.0)
     """
-    found = []
-    for shape in map(_shape, runs):
+    found: dict[Shape, float] = {}
+    counts = Counter(map(_shape, runs))
+    for shape in counts:
         num_open, hits = shape.num_open, 0.0
         for size in shape.sizes:
             hits += _leftmost(num_open, size, k)
             num_open -= size
         if shape.num_settled:
-            found.append(hits / shape.num_settled)
-    return _mean(found)
+            found[shape] = hits / shape.num_settled
+    return _mean(found, counts)
 
 
 def _shape(run: Shape | int) -> Shape:
@@ -117,5 +122,7 @@ def _leftmost(num_open: int, size: int, k: int) -> float:
     return ways / comb(num_open, size)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else nan
+def _mean(values: Mapping[Shape, float], counts: Mapping[Shape, int]) -> float:
+    """Over runs, each shape computed once."""
+    num_runs = sum(counts[shape] for shape in values)
+    return sum(value * counts[shape] for shape, value in values.items()) / num_runs if values else nan

@@ -93,4 +93,4 @@ def by_distance(t: Trajectory) -> Mapping[int, tuple[float, float]]:
     for position, confidence, entropy in t.steps[0].seen:
         c, h, count = sums.get(distances[position], (0.0, 0.0, 0))
         sums[distances[position]] = c + confidence, h + entropy, count + 1
-    return {distance: (c / count, h / count) for distance, (c, h, count) in sums.items()}
+    return {distance: (min(c / count, 1.0), h / count) for distance, (c, h, count) in sums.items()}  # rounded sums

@@ -222,7 +222,9 @@ def _measure(
     missing = reproduction.missing(asked)
     return Report(
         tasks=_tasks(asked, ran),
-        command=reproduction.whole_command(asked, only=only or ""),
+        command=reproduction.whole_command(
+            asked, only=only or "", more=[("--document", page, DOCUMENT), ("--figures", figures, None)]
+        ),
         models=[reproduction.facts(role, name, asked) for role, name in _models(planned).items()],
         outcomes=[outcome(finding, measured, missing=missing) for finding in findings],
         commands={finding.name: reproduction.commands(finding, planned, asked) for finding in findings},

@@ -238,8 +238,8 @@ def notes(ran: Sequence[Ran]) -> list[str]:
     return found
 
 
-def whole_command(asked: Asked, *, only: str = "") -> str:
-    """The line that measures one finding, or all."""
+def whole_command(asked: Asked, *, only: str = "", more: Sequence[tuple[str, object, object]] = ()) -> str:
+    """The line that measures one finding, or all. `more` are options with their values and what they are if not given."""
     usual = Asked()
     temperatures = ",".join(f"{t:g}" for t in asked.temperatures)
     options: list[tuple[str, object, object]] = [
@@ -255,7 +255,9 @@ def whole_command(asked: Asked, *, only: str = "") -> str:
         ("--preset", asked.preset, None),
         ("--dtype", asked.dtype, None),
         ("--device", asked.device, None),
+        ("--sandbox", asked.sandbox, usual.sandbox),
         ("--output", asked.output, usual.output),
+        *more,
     ]
     words = [str(word) for name, value, default in options if value not in (None, default) for word in (name, value)]
     return shlex.join(["unmask", "reproduce", *words])
@@ -422,7 +424,7 @@ def _kept_rows(path: Path) -> dict[str, dict[str, float]]:
 def _scattered(answers: "Mapping[str, PackedRow]", asked: Asked) -> Iterator[tuple[str, dict[str, float]]]:
     import torch
 
-    from unmask.decode.session import Model
+    from unmask.decode.session import Model, device_of, dtype_of
     from unmask.diffusion.rl_settings import Estimator
     from unmask.seeds import derive_seed
     from unmask.train.estimator_spread import answer_means, draw_scores
@@ -431,7 +433,8 @@ def _scattered(answers: "Mapping[str, PackedRow]", asked: Asked) -> Iterator[tup
     from unmask.train.settings import ModelSettings
 
     network = build_network(ModelSettings(source=asked.model), kind="diffusion", lora=None, seed=0)
-    backbone = network.backbone.to(torch.device(asked.device or "cpu"))
+    where = device_of(asked.device or "auto")
+    backbone = network.backbone.to(where, dtype_of(asked.dtype, where) if asked.dtype is not None else torch.float32)
     model = Model(backbone, network.tokenizer, name=asked.model)
     mask_id = backbone.config.mask_id
     assert mask_id is not None, "a diffusion model has one"

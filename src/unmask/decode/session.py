@@ -61,8 +61,8 @@ def load(
     it is loaded as it is, and "none": no drafter. `override` states what the checkpoint does not say (mask id,
     attention, shift). Raises UnknownModelError, DownloadError, CheckpointError, TextError.
     """
-    where = _device(device)
-    precision = _dtype(dtype, where)
+    where = device_of(device)
+    precision = dtype_of(dtype, where)
     found = hub.resolve(name, revision=revision, offline=offline, report=report)
     if found.path.is_dir():
         backbone = load_folder(found.path, dtype=precision, device=where, override=override)
@@ -397,7 +397,8 @@ def _as_given(settings: DecodeSettings) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of a name; `auto` is a GPU where there is one. Raises SettingsError for one that is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -409,7 +410,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """The precision of a name; `auto` is bfloat16 where the device multiplies it natively. Raises SettingsError."""
     if name == "auto":
         return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
     if name not in _DTYPES:

@@ -25,7 +25,7 @@ token, one token per step, over the T - k steps that have k before them. The ver
 - **not measured**: something that it needs was not run, and the row says what.
 
 Where a finding has several differences, one contradicted decides, and it is reproduced only if all are. The paper's
-models have 7 B parameters and answered HumanEval; these are other models on other tasks, so what is compared is the
+models have 7 B parameters and answered HumanEval; where other models answer other tasks, what is compared is the
 direction, and not the size.
 """
 _TITLE = "# DiffuCoder's findings, measured again"
