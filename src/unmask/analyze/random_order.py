@@ -46,15 +46,12 @@ def random_local(
     1.0
     """
     counts = Counter(map(_shape, runs))
-    return _mean(
-        {
-            shape: _expected_hits(shape, k, reading)
-            / (shape.num_settled - k if over == "defined" else shape.num_settled)
-            for shape in counts
-            if shape.num_settled > k
-        },
-        counts,
-    )
+    found = {
+        shape: _expected_hits(shape, k, reading) / (shape.num_settled - (k if over == "defined" else 0))
+        for shape in counts
+        if shape.num_settled > k
+    }
+    return _mean(found, counts)
 
 
 def random_global(runs: Sequence[Shape | int], k: int) -> float:

@@ -239,7 +239,8 @@ def notes(ran: Sequence[Ran]) -> list[str]:
 
 
 def whole_command(asked: Asked, *, only: str = "", more: Sequence[tuple[str, object, object]] = ()) -> str:
-    """The line that measures one finding, or all. `more` are options with their values and what they are if not given."""
+    """The line that measures one finding, or all; `more` are options with their values, and those that go without
+    saying."""
     usual = Asked()
     temperatures = ",".join(f"{t:g}" for t in asked.temperatures)
     options: list[tuple[str, object, object]] = [

@@ -88,8 +88,8 @@ def ar_ness_curves(
             axes.set_xlim(0.6, ks[-1] + 0.4)
             axes.set_ylim(-0.03, 1.06)
             axes.set_xlabel("k (positions)")
-            how = f"{', as sets' if reading == 'set' and name == 'local' else ''}{', of all steps' if over == 'all' else ''}"
-            axes.set_ylabel(f"{name} AR-ness@k (share{how})")
+            sets = ", as sets" if reading == "set" and name == "local" else ""
+            axes.set_ylabel(f"{name} AR-ness@k (share{sets}{', of all steps' if over == 'all' else ''})")
         shown = [*labels, *(called for called in references["global"] if called in entries)]
         legend(figure, {label: entries[label] for label in shown})
     return figure
