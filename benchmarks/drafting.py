@@ -142,7 +142,8 @@ def _transformers(model: Model, room: int) -> Callable[[Sequence[list[int]]], li
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as folder:
-        save_folder(load(model.name, dtype=str(model.backbone.dtype).removeprefix("torch.")).backbone, Path(folder))
+        plain = load(model.name, dtype=str(model.backbone.dtype).removeprefix("torch."), drafter="none")
+        save_folder(plain.backbone, Path(folder))
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=model.backbone.dtype).eval()
 
     def run(batch: Sequence[list[int]]) -> list[Answer]:
