@@ -53,14 +53,14 @@ calls = []
 
 def low_ids(completion_ids, **columns):
     """The share of an answer's ids below 100: about 0.4 for a random network."""
-    return [sum(i < 100 for i in ids) / len(ids) for ids in completion_ids]
+    return [sum(i < 100 for i in ids) / max(len(ids), 1) for ids in completion_ids]
 
 def same(completions, **columns):
     return [1.0] * len(completions)
 
 def half_known(completion_ids, **columns):
     """Every other answer cannot be judged."""
-    return [float("nan") if n % 2 else sum(i < 100 for i in ids) / len(ids) for n, ids in enumerate(completion_ids)]
+    return [float("nan") if n % 2 else reward for n, reward in enumerate(low_ids(completion_ids))]
 
 def all_lost(completions, **columns):
     return [float("nan")] * len(completions)
@@ -109,6 +109,9 @@ def breaks_at_four(completion_ids, trainer_state, **columns):
         raise RuntimeError("no more today")
     return low_ids(completion_ids)
 '''
+ENDS = tuple(range(235, 256))
+"""With so many end tokens a random network ends about half of its answers, and their lengths differ."""
+
 # An untrained network is nearly as sure of each place as of the next: an order by confidence would hang on rounding.
 ROLLOUT = RolloutSettings(num_generations=4, temperature=1.0, policy="random", batch_size=8)
 TOLD = {"time/rollout", "time/reward", "time/score", "time/update", "time/evaluate", "step_time"}
@@ -158,7 +161,10 @@ def tiny_rl(
     settings: dict[str, Any] = {
         "name": "rl",
         "model": ModelSettings(
-            config=SHAPE, tokenizer=str(here / "tokenizer"), attention="full", init_mask_row=not lora
+            config=replace(SHAPE, end_ids=ENDS),
+            tokenizer=str(here / "tokenizer"),
+            attention="full",
+            init_mask_row=not lora,
         ),
         "schedule": Schedule(total_steps=steps, warmup_steps=1),
         "optimiser": OptimiserSettings(lr=lr, weight_decay=0.0),
@@ -421,6 +427,7 @@ def test_answers_that_never_end_can_be_left_out(here: Path, tmp_path: Path) -> N
     record = run.make_step(0)
     assert run.experience is not None
     has_ended_N = torch.tensor([rollout.has_ended for rollout in run.experience.rollouts])
+    assert has_ended_N.any()
     assert not has_ended_N.all()
     assert not (run.experience.is_counted_N & ~has_ended_N).any()
     assert record["completions/clipped_ratio"] == pytest.approx(1 - float(has_ended_N.double().mean()))
@@ -581,8 +588,15 @@ def test_two_processes_learn_what_one_does(here: Path, tmp_path: Path) -> None:
     cut_to(tmp_path / "one-False", tmp_path / "from-one", step=1)
     together(train_jobs, [*jobs, (half, tmp_path / "from-one", "fsdp", True)])
     for lora in (False, True):
+        one = weights(tmp_path / f"one-{lora}")
         for layout in ("fsdp", "ddp"):
             assert_close_logs(tmp_path / f"one-{lora}", tmp_path / f"{layout}-{lora}", 5e-6)
+            two = weights(tmp_path / f"{layout}-{lora}")
+            assert one.keys() == two.keys()
+            for name, value in one.items():
+                torch.testing.assert_close(value, two[name], atol=1e-5, rtol=0)
+    phase = next(record for record in numbers(tmp_path / "one-False") if "completions/max_length" in record)
+    assert phase["completions/min_length"] < phase["completions/max_length"], "or ranks would have as many tokens"
     assert_close_logs(tmp_path / "one-False", tmp_path / "from-one", 5e-6)
     cut_to(tmp_path / "fsdp-False", tmp_path / "from-two", step=1)
     run_alone(half, tmp_path / "from-two", resume=True)
