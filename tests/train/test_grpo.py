@@ -77,6 +77,10 @@ def same_at_one(completion_ids, trainer_state, **columns):
     rewards = low_ids(completion_ids)
     return [1.0] * len(rewards) if trainer_state.global_step == 1 else rewards
 
+def metered(completion_ids, log_metric, **columns):
+    log_metric("ids/mean", sum(map(len, completion_ids)) / len(completion_ids))
+    return low_ids(completion_ids)
+
 def logged(completion_ids, log_extra, **columns):
     log_extra("sandbox", ["passed"] * len(completion_ids))
     return low_ids(completion_ids)
@@ -561,6 +565,12 @@ def test_programs_of_groups_that_were_drawn_anew_are_counted(here: Path, tmp_pat
     stage = tiny_rl(here, reward="logged", policy=PolicySettings(no_spread="redraw", redraws=2))
     run = started(stage, tmp_path, engine=Stubborn(stage))
     assert run.make_step(0)["sandbox/passed"] == 16 + 4
+
+
+def test_what_functions_log_of_a_batch_is_logged(here: Path, tmp_path: Path) -> None:
+    run_alone(tiny_rl(here, reward="metered", steps=2), tmp_path / "run")
+    (record,) = (record for record in numbers(tmp_path / "run") if "ids/mean" in record)
+    assert record["ids/mean"] == pytest.approx(record["completions/mean_length"])
 
 
 # Layouts and resumption

@@ -42,6 +42,9 @@ class Judged:
     outcomes: Mapping[str, int] = field(default_factory=dict)
     """How the programs ended, counted."""
 
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What reward functions logged of the batch (TRL's `log_metric`)."""
+
     problem: str = ""
     """Why none of them could be judged."""
 
@@ -185,7 +188,8 @@ def describe(experience: Experience, *, group: int) -> dict[str, Any]:
     record["dropped"] = sum(total is None for total in judged.totals)
     record |= summary([measure(rollout) for rollout in rollouts])
     record["entropy"] = sum(entropies) / len(entropies) if entropies else None
-    return record | {f"sandbox/{status}": count for status, count in sorted(judged.outcomes.items())}
+    record |= {f"sandbox/{status}": count for status, count in sorted(judged.outcomes.items())}
+    return {**judged.metrics, **record}  # what we log has the name
 
 
 def _moments(values: Sequence[float | None], group: int) -> tuple[float, float]:

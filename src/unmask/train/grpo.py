@@ -175,10 +175,11 @@ class _Run(StageRun):
         was learned so far is saved; and StoppedError on every rank when one was told to stop."""
         mine: dict[int, tuple[list[Rollout], Judged]] = {}
         outcomes: Counter[str] = Counter()
+        logged: list[tuple[int, Mapping[str, float]]] = []
         problem: UnmaskError | None = None
         is_stopped = False
         try:
-            mine, outcomes = self._collect_share(number)
+            mine, outcomes, logged = self._collect_share(number)
         except UnmaskError as error:
             problem = error
         except StoppedError:
@@ -199,16 +200,20 @@ class _Run(StageRun):
             raise self.saved(SandboxError(f"no answer of a phase could be judged: {why}"))
         rollouts = [rollout for group, _ in ordered for rollout in group]
         everywhere = sum(gather_objects(outcomes, self.world), Counter[str]())
-        return weigh(number, rollouts, _joined([judged for _, judged in ordered], everywhere), self.stage)
+        metrics = _averaged([batch for share in gather_objects(logged, self.world) for batch in share])
+        return weigh(number, rollouts, _joined([judged for _, judged in ordered], everywhere, metrics), self.stage)
 
-    def _collect_share(self, number: int) -> tuple[dict[int, tuple[list[Rollout], Judged]], Counter[str]]:
-        """This rank's prompts of a phase: place in the phase → its answers and their rewards. And how all programs
-        ended, those of groups that were drawn anew with them."""
+    def _collect_share(
+        self, number: int
+    ) -> tuple[dict[int, tuple[list[Rollout], Judged]], Counter[str], list[tuple[int, Mapping[str, float]]]]:
+        """This rank's prompts of a phase: place in the phase → its answers and their rewards. And of all batches, those
+        of groups that were drawn anew with them, how the programs ended, and what functions logged of how many."""
         stage = self.stage
         size, attempts = stage.rollout.num_generations, 1 + stage.policy.redraws
         model = self._model()
         found: dict[int, tuple[list[Rollout], Judged]] = {}
         outcomes: Counter[str] = Counter()
+        logged: list[tuple[int, Mapping[str, float]]] = []
         places = list(range(stage.prompts_per_step))[self.world.rank :: self.world.size]
         for attempt in range(attempts):
             indices = [(number * attempts + attempt) * stage.prompts_per_step + place for place in places]
@@ -221,8 +226,9 @@ class _Run(StageRun):
                 here = slice(at * size, (at + 1) * size)
                 found[place] = (answers[here], _part(judged, here))
             outcomes.update(judged.outcomes)
+            logged.append((len(answers), judged.metrics))
             places = [place for place in places if not _has_spread(found[place][1])]
-        return found, outcomes
+        return found, outcomes, logged
 
     def _model(self) -> Model:
         """A copy of the policy for decoding, in the precision in which it will be served."""
@@ -386,12 +392,26 @@ def _part(judged: Judged, here: slice) -> Judged:
     )
 
 
-def _joined(parts: Sequence[Judged], outcomes: Mapping[str, int]) -> Judged:
+def _averaged(batches: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Each metric's mean over the answers of the batches that have it.
+
+    >>> _averaged([(3, {"seconds": 1.0}), (1, {"seconds": 5.0, "other": 2.0})])
+    {'seconds': 2.0, 'other': 2.0}
+    """
+    names = dict.fromkeys(name for count, metrics in batches if count for name in metrics)
+    having = {
+        name: [(count, metrics[name]) for count, metrics in batches if count and name in metrics] for name in names
+    }
+    return {name: sum(n * v for n, v in pairs) / sum(n for n, _ in pairs) for name, pairs in having.items()}
+
+
+def _joined(parts: Sequence[Judged], outcomes: Mapping[str, int], metrics: Mapping[str, float]) -> Judged:
     names = list(dict.fromkeys(name for part in parts for name in part.by_function))
     return Judged(
         totals=tuple(total for part in parts for total in part.totals),
         by_function={name: tuple(value for part in parts for value in part.by_function[name]) for name in names},
         outcomes=dict(outcomes),
+        metrics=metrics,
     )
 
 

@@ -68,4 +68,5 @@ class RewardJudge:
             totals=tuple(rewards.total_N),
             by_function={name: tuple(values) for name, values in rewards.by_function.items()},
             outcomes=dict(rewards.outcomes),
+            metrics=rewards.metrics,
         )
