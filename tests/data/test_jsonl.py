@@ -92,6 +92,9 @@ def test_human_evals_own_file_is_such_a_file(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("record", "told"),
     [
+        ({**CALLS, "columns": ["easy"]}, "'columns' is ['easy']; it has to be an object whose keys are names"),
+        ({**CALLS, "columns": {"not a name": 1}}, "it has to be an object whose keys are names"),
+        ({**CALLS, "columns": {"task": 1}}, "the column 'task' has the name of what is passed anyway"),
         ({**CALLS, "entrypoint": "x"}, "the key 'entrypoint' is not known; did you mean entry_point"),
         ({"task_id": "a", "entry_point": "f", "test_list": []}, "'prompt' is missing; each task has task_id, prompt"),
         ({**CALLS, "prompt": 3}, "'prompt' is a int; it has to be a text"),

@@ -81,6 +81,10 @@ def metered(completion_ids, log_metric, **columns):
     log_metric("ids/mean", sum(map(len, completion_ids)) / len(completion_ids))
     return low_ids(completion_ids)
 
+def by_column(completion_ids, level, **columns):
+    assert len(level) == len(completion_ids)
+    return [low + (each or 0) for low, each in zip(low_ids(completion_ids), level)]
+
 def logged(completion_ids, log_extra, **columns):
     log_extra("sandbox", ["passed"] * len(completion_ids))
     return low_ids(completion_ids)
@@ -571,6 +575,20 @@ def test_what_functions_log_of_a_batch_is_logged(here: Path, tmp_path: Path) -> 
     run_alone(tiny_rl(here, reward="metered", steps=2), tmp_path / "run")
     (record,) = (record for record in numbers(tmp_path / "run") if "ids/mean" in record)
     assert record["ids/mean"] == pytest.approx(record["completions/mean_length"])
+
+
+def test_a_reward_function_gets_the_columns_of_its_tasks(here: Path, tmp_path: Path) -> None:
+    tasks = [a_task(number) | ({"columns": {"level": number}} if number < 8 else {}) for number in range(10)]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    prompts = replace(tiny_rl(here).prompts, tasks=(str(tmp_path / "tasks.jsonl"),))
+    run = started(tiny_rl(here, reward="by_column", prompts=prompts), tmp_path / "run")
+    experience = run.collect(0)
+    for rollout, reward in zip(experience.rollouts, experience.judged.totals, strict=True):
+        level = int(rollout.item.task.task_id.rpartition("/")[2])
+        assert reward is not None
+        assert level % 8 * (level < 8) <= reward <= level % 8 * (level < 8) + 1
+    plain = started(tiny_rl(here), tmp_path / "plain")
+    assert set(run.prompts.identity().values()).isdisjoint(plain.prompts.identity().values())
 
 
 # Layouts and resumption

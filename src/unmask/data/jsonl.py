@@ -22,6 +22,7 @@ and, where they apply,
                         prompt has above the entry point
     atol                absolute tolerance of `tests`
     in_place            test_list or test looks at arguments that the program has changed
+    columns             {"difficulty": 3, …}: what reward functions are passed beside the task, by these names
 
 Unknown keys are refused. HumanEval's own file is such a file. JSON has no tuples, sets or bytes: tasks that return them
 need `test_list` or `test`.
@@ -64,7 +65,9 @@ _TEXTS = (
     "test",
 )
 _REQUIRED = ("task_id", "prompt", "entry_point")
-KEYS = (*_TEXTS, "tests", "test_list", "atol", "in_place")
+KEYS = (*_TEXTS, "tests", "test_list", "atol", "in_place", "columns")
+_TAKEN = ("prompts", "completions", "task", "task_id", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""What reward functions are passed under names of its own (`reward/function.py`)."""
 
 
 def read_tasks(path: Path) -> tuple[Task, ...]:
@@ -354,6 +357,7 @@ def _task(record: dict[str, Any], where: str) -> Task:
         reference_completion=completion,
         tests={"base": tests},
         limits=LIMITS,
+        columns=record.get("columns", {}),
     )
 
 
@@ -367,6 +371,12 @@ def _check_fields(record: dict[str, Any], where: str) -> None:
     for key in _TEXTS:
         if not isinstance(record.get(key, ""), str):
             raise TaskError(f"{where}: {key!r} is a {type(record[key]).__name__}; it has to be a text")
+    columns = record.get("columns", {})
+    if not isinstance(columns, dict) or not all(name.isidentifier() for name in columns):
+        raise TaskError(f"{where}: 'columns' is {columns!r:.80}; it has to be an object whose keys are names")
+    for name in columns:
+        if name in _TAKEN:
+            raise TaskError(f"{where}: the column {name!r} has the name of what is passed anyway; give it another")
     for key in ("task_id", "entry_point"):
         if not record[key].strip():
             raise TaskError(f"{where}: {key!r} is empty; give the task a name, and the function that its tests call")

@@ -5,6 +5,7 @@ Benchmarks, the synthetic suite and reinforcement learning all speak of tasks; t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from unmask.errors import TaskError
 from unmask.sandbox.tests import Tests
@@ -46,6 +47,9 @@ class Task:
     """Which of them a solution must pass to count; empty: all."""
 
     limits: Limits = Limits()
+
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """What else reward functions are passed of it, by name."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.required if name not in self.tests]

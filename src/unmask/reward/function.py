@@ -4,8 +4,9 @@
 
 Everything is passed by name. `prompts` and `completions` are lists of texts, or of lists of messages
 (`[{"role": "assistant", "content": text}]`). The columns are lists as long as the completions: `task` (our tasks),
-`task_id`, `completion_ids`, and what else a caller has. Beside them stand, as in TRL, `trainer_state`,
-`log_extra(name, values)` for a value of each sample, and `log_metric(name, value)` for a number of the batch.
+`task_id`, `completion_ids`, and the `columns` of the tasks (`data/jsonl.py`). Beside them stand, as in TRL,
+`trainer_state`, `log_extra(name, values)` for a value of each sample, and `log_metric(name, value)` for a number of the
+batch, which is logged under its name.
 
 What an entry of the list means:
 

@@ -4,7 +4,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from unmask.data.task import Task
 from unmask.errors import SandboxError
 from unmask.reward.combine import combine
 from unmask.reward.function import name_of
@@ -58,6 +60,7 @@ class RewardJudge:
                 for text, chat in zip(texts, is_chat, strict=True)
             ],
             {
+                **_columns([rollout.item.task for rollout in rollouts]),
                 "task": [rollout.item.task for rollout in rollouts],
                 "task_id": [rollout.item.task.task_id for rollout in rollouts],
                 "completion_ids": [list(rollout.answer_ids) for rollout in rollouts],
@@ -70,3 +73,9 @@ class RewardJudge:
             outcomes=dict(rewards.outcomes),
             metrics=rewards.metrics,
         )
+
+
+def _columns(tasks: Sequence[Task]) -> dict[str, list[Any]]:
+    """What the tasks bring for reward functions; None where one has no such column."""
+    names = dict.fromkeys(name for task in tasks for name in task.columns)
+    return {name: [task.columns.get(name) for task in tasks] for name in names}

@@ -135,7 +135,8 @@ class Prompts:
         digests: dict[str, hashlib._Hash] = {}
         for item in self.items:
             tests = [(name, digest_of(item.task.tests[name])) for name in item.task.required_tests]
-            what = (item.task.task_id, item.ids, item.task.preamble, item.task.limits, tests)
+            columns = [sorted(item.task.columns.items())] if item.task.columns else []
+            what = (item.task.task_id, item.ids, item.task.preamble, item.task.limits, tests, *columns)
             digests.setdefault(item.source, hashlib.sha256()).update(repr(what).encode("utf-8", "surrogatepass"))
         return {name: digest.hexdigest() for name, digest in digests.items()}
 
