@@ -137,6 +137,16 @@ def test_local_hits_do_not_rise_and_global_does_not_fall_with_k(order: list[int]
     assert global_[-1] == 1
 
 
+@given(st.lists(ORDERS, min_size=1, max_size=4), st.integers(1, 4), st.sampled_from(["sequence", "set"]))
+def test_local_hits_of_runs_far_from_each_other_add_up(orders: list[list[int]], k: int, reading: Reading) -> None:
+    far = [1000 * number + position for number, order in enumerate(orders) for position in order]
+    apart = [local_ar_ness(order, k, reading=reading, over="all") * len(order) for order in orders]
+    together = local_ar_ness(far, k, reading=reading, over="all") * len(far)
+    assert math.isnan(together) == (len(far) <= k)
+    if not math.isnan(together):
+        assert together == pytest.approx(sum(hits for hits in apart if not math.isnan(hits)))
+
+
 @given(ORDERS, st.integers(1, 4), st.integers(0, 50), st.lists(st.integers(1, 9), min_size=9, max_size=9))
 def test_global_depends_on_the_ranks_of_positions_and_local_on_their_distances(
     order: list[int], k: int, shift: int, gaps: list[int]

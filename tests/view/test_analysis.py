@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from unmask.analyze.groups import RunGroup, analyse
@@ -75,3 +76,11 @@ def test_a_sink_of_unusual_distances_has_rows_and_a_narrow_view_is_told() -> Non
     assert ["4", "0.750"] in [line.split() for line in text.splitlines()]
     assert "a: the first step of 1 runs saw only the places that it settled" in text
     assert "saw only" not in drawn(analysis("a", [1, 2, 3]))
+
+
+@pytest.mark.parametrize("count", [6, 10])
+def test_many_groups_fit_forty_columns_and_lose_no_figure(count: int) -> None:
+    text = drawn(*(analysis(f"group number {at}", [1, 2, 3, 4]) for at in range(count)), width=40)
+    assert all(len(line) <= 40 for line in text.splitlines())
+    assert "…" not in text
+    assert text.count("1.000") >= 2 * count

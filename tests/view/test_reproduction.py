@@ -1,13 +1,16 @@
 """The page of findings: every row, its numbers, its commands, and nothing that would break a table."""
 
+import io
 import json
 import re
 
+import pytest
 from rich.console import Console
 
 from unmask.analyze.by_task import ByTask
 from unmask.analyze.findings import FINDINGS, Evidence, outcome
-from unmask.view.reproduction import ModelFacts, Report, here, page, table
+from unmask.cli.reproduction import Cost
+from unmask.view.reproduction import ModelFacts, Report, cost_table, here, page, table
 
 COMMANDS = ("unmask evaluate 'a|b' --output x", "unmask analyze x")
 
@@ -66,6 +69,26 @@ def test_the_table_of_the_terminal_has_all_findings() -> None:
     for finding in FINDINGS:
         assert finding.name in text
     assert "not measured" in text
+
+
+@pytest.mark.parametrize("width", [40, 76])
+def test_a_narrow_terminal_breaks_no_word(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    cost = Cost(
+        name="temperature",
+        model="tiny",
+        num_answers=1600,
+        num_kept=12,
+        seconds=90,
+        serves=("neither-order", "pass-at-1"),
+    )
+    console.print(table(report()), cost_table([cost]))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(len(line) <= width for line in text.splitlines())
+    words = text.split()
+    for finding in FINDINGS:
+        assert {finding.name, f"{finding.name}:"} & {*words}
+    assert {"temperature", "1,600", "neither-order,"} <= {*words}
 
 
 def test_json_has_numbers_and_null() -> None:

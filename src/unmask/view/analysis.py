@@ -1,13 +1,15 @@
 """Analyses as tables in the terminal: AR-ness, when kinds of tokens settle, and the entropy sink.
 
-Each group has a column; many groups have a row each, and columns of fewer k. An interval stands in small behind its
-mean, as in `0.62 ±0.04`: half its width, 95 % bootstrap.
+Each group has a column; many groups have a row each, and columns of fewer k. Where there is no room for that, groups
+come in parts. An interval stands in small behind its mean, as in `0.62 ±0.04`: half its width, 95 % bootstrap.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isnan
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -62,7 +64,7 @@ def notes(analyses: Sequence[Analysis]) -> Iterator[str]:
             )
 
 
-def _orders(analyses: Sequence[Analysis]) -> Table:
+def _orders(analyses: Sequence[Analysis]) -> "_Grid":
     is_wide = len(analyses) > _MOST_COLUMNS
     local_ks, global_ks = (_FEW_KS, _FEW_KS) if is_wide else (_LOCAL_KS, _GLOBAL_KS)
     rows: list[tuple[str, Callable[[Summary], Mean | None]]] = [
@@ -77,14 +79,14 @@ def _orders(analyses: Sequence[Analysis]) -> Table:
     return _table("order", analyses, {"runs": [str(one.summary.num_runs) for one in analyses], **shown_rows})
 
 
-def _syntax(analyses: Sequence[Analysis]) -> Table:
+def _syntax(analyses: Sequence[Analysis]) -> "_Grid":
     times = [{row.name: row.settle_time for row in analysis.settle_times.rows} for analysis in analyses]
     names = dict.fromkeys(name for found in times for name in found)
     rows: dict[str, list[str]] = {name: [shown(found.get(name)) for found in times] for name in names}
     return _table("settled after (share of the run)", analyses, rows)
 
 
-def _sinks(analyses: Sequence[Analysis]) -> Table:
+def _sinks(analyses: Sequence[Analysis]) -> "_Grid":
     curves = [
         {point.distance: point.confidence for point in analysis.sink.points} if analysis.sink is not None else {}
         for analysis in analyses
@@ -107,19 +109,57 @@ def shown(mean: Mean | None) -> str:
     return value if isnan(mean.low) else f"{value} ±{(mean.high - mean.low) / 2:.3f}"
 
 
-def _table(what: str, analyses: Sequence[Analysis], rows: Mapping[str, Sequence[str]]) -> Table:
-    """The rows, a column per group; turned over for many groups."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(what, overflow="fold")
-    labels = [Text(clean(analysis.label)) for analysis in analyses]
-    if len(labels) <= _MOST_COLUMNS:
-        for label in labels:
-            table.add_column(label, justify="right", overflow="fold")
-        for name, values in rows.items():
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Rows of figures with a column per group, turned over for many groups; in parts where the width has no room for
+    all of them, so that no figure and no word is broken."""
+
+    what: str
+    labels: Sequence[str]
+    rows: Mapping[str, Sequence[str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        whole = self._upright() if len(self.labels) <= _MOST_COLUMNS else self._turned()
+        if _fits(whole, console, options):
+            yield whole
+            return
+        for size in range(len(self.labels), 0, -1):
+            parts = [self._part(at, at + size)._upright() for at in range(0, len(self.labels), size)]
+            if size == 1 or all(_fits(part, console, options) for part in parts):
+                for number, part in enumerate(parts):
+                    yield from ((Text(), part) if number else (part,))
+                return
+
+    def _part(self, start: int, stop: int) -> "_Grid":
+        rows = {name: values[start:stop] for name, values in self.rows.items()}
+        return _Grid(self.what, self.labels[start:stop], rows)
+
+    def _upright(self) -> Table:
+        table = self._empty()
+        for label in self.labels:
+            table.add_column(Text(label), justify="right", overflow="fold")
+        for name, values in self.rows.items():
             table.add_row(name, *values)
-    else:
-        for name in rows:
+        return table
+
+    def _turned(self) -> Table:
+        table = self._empty()
+        for name in self.rows:
             table.add_column(name, justify="right", overflow="fold")
-        for at, label in enumerate(labels):
-            table.add_row(label, *(values[at] for values in rows.values()))
-    return table
+        for at, label in enumerate(self.labels):
+            table.add_row(Text(label), *(values[at] for values in self.rows.values()))
+        return table
+
+    def _empty(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column(self.what, overflow="fold")
+        return table
+
+
+def _fits(table: Table, console: Console, options: ConsoleOptions) -> bool:
+    """Whether a table breaks no word."""
+    return Measurement.get(console, options.update(max_width=10_000), table).minimum <= options.max_width
+
+
+def _table(what: str, analyses: Sequence[Analysis], rows: Mapping[str, Sequence[str]]) -> _Grid:
+    return _Grid(what, [clean(analysis.label) for analysis in analyses], rows)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Protocol
 
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from unmask.analyze.bootstrap import Mean
 from unmask.analyze.findings import FEWEST, Outcome
@@ -28,6 +30,9 @@ Where a finding has several differences, one contradicted decides, and it is rep
 models have 7 B parameters and answered HumanEval; where other models answer other tasks, what is compared is the
 direction, and not the size.
 """
+_NARROW = 76
+"""Columns below which the terminal has paragraphs in place of tables: words would be broken."""
+
 _TITLE = "# DiffuCoder's findings, measured again"
 
 
@@ -80,7 +85,24 @@ def page(report: Report) -> str:
     return "\n".join(_page(report)) + "\n"
 
 
-def table(report: Report) -> Table:
+@dataclass(frozen=True, slots=True)
+class _Fitting:
+    """A table, or the same as paragraphs where the width has no room for it."""
+
+    table: Table
+    paragraphs: Sequence[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= _NARROW:
+            yield self.table
+            return
+        for number, paragraph in enumerate(self.paragraphs):
+            if number:
+                yield Text()
+            yield Text(paragraph)
+
+
+def table(report: Report) -> RenderableType:
     """The findings in the terminal."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("finding", "verdict", "here", "the paper"):
@@ -89,7 +111,11 @@ def table(report: Report) -> Table:
         shown.add_row(
             outcome.finding.name, outcome.verdict, clean(here(outcome)), clean(outcome.finding.paper), end_section=True
         )
-    return shown
+    paragraphs = [
+        f"{one.finding.name}: {one.verdict}\nhere: {clean(here(one))}\nthe paper: {clean(one.finding.paper)}"
+        for one in report.outcomes
+    ]
+    return _Fitting(shown, paragraphs)
 
 
 class Cost(Protocol):
@@ -109,7 +135,7 @@ class Cost(Protocol):
     def serves(self) -> Sequence[str]: ...
 
 
-def cost_table(costs: Sequence[Cost]) -> Table:
+def cost_table(costs: Sequence[Cost]) -> RenderableType:
     """A plan in the terminal."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("experiment", "model"):
@@ -120,7 +146,12 @@ def cost_table(costs: Sequence[Cost]) -> Table:
     for cost in costs:
         counts = f"{cost.num_answers:,}", f"{cost.num_kept:,}", f"{cost.seconds / 60:.1f}"
         shown.add_row(cost.name, clean(cost.model), *counts, ", ".join(cost.serves))
-    return shown
+    paragraphs = [
+        f"{cost.name} ({clean(cost.model)})\n{cost.num_answers:,} answers, {cost.num_kept:,} kept, "
+        f"{cost.seconds / 60:.1f} minutes\nserves {', '.join(cost.serves)}"
+        for cost in costs
+    ]
+    return _Fitting(shown, paragraphs)
 
 
 def here(outcome: Outcome) -> str:
