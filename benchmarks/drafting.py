@@ -9,6 +9,9 @@ those of one token at a time; a trusted draft may differ. `--transformers` measu
 """
 
 import argparse
+import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -164,19 +167,39 @@ def _transformers(model: Model, room: int) -> Callable[[Sequence[list[int]]], li
     return run
 
 
-def _llama(model: Model, path: Path, room: int) -> Callable[[Sequence[list[int]]], list[Answer]]:
-    from llama_cpp import Llama
+_LLAMA = """
+import json, sys
+from llama_cpp import Llama
+file, threads = sys.argv[1:]
+llama = Llama(file, n_ctx=4096, n_threads=int(threads), verbose=False)
+print("ready", flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    ids = []
+    for token in llama.generate(asked["prompt"], temp=0.0):
+        if token in asked["ends"] or len(ids) == asked["room"]:
+            break
+        ids.append(token)
+    print(json.dumps(ids), flush=True)
+"""
+"""In a process of its own: torch's OpenMP and llama.cpp's end each other."""
 
-    llama = Llama(str(path), n_ctx=4096, n_threads=torch.get_num_threads(), verbose=False)
+
+def _llama(model: Model, path: Path, room: int) -> Callable[[Sequence[list[int]]], list[Answer]]:
+    command = [sys.executable, "-c", _LLAMA, str(path), str(torch.get_num_threads())]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    asked, said = worker.stdin, worker.stdout
+    while (line := said.readline()) != "ready\n":
+        if not line:
+            raise SystemExit("llama.cpp did not start; pip install llama-cpp-python")
 
     def run(batch: Sequence[list[int]]) -> list[Answer]:
         (prompt,) = batch
-        ids: list[int] = []
-        for token in llama.generate(prompt, temp=0.0):
-            if token in model.end_ids or len(ids) == room:
-                break
-            ids.append(token)
-        return [(ids, None)]
+        asked.write(json.dumps({"prompt": prompt, "room": room, "ends": model.end_ids}) + "\n")
+        asked.flush()
+        return [(json.loads(said.readline()), None)]
 
     return run
 
