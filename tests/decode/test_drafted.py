@@ -59,13 +59,17 @@ def slow_logits(backbone, drafter, window, ids, column, mask_id, never):
         gate=0,
     )
     parent_V = backbone.logits(clean_1PD[0, -1])
-    best = torch.tensor(best_of(parent_V, range(len(parent_V))))
-    for at in range(first, column):
-        token = best if ids[at] is None else torch.tensor(ids[at])
+    best = best_of(parent_V, range(len(parent_V)))
+    chain, scores_W = float(parent_V.softmax(-1)[best]), None
+    for at in range(first, column):  # the state at a place says what stands behind it
+        token = torch.tensor(best if ids[at] is None else ids[at])
         scores_W = drafter.scores(noisy_1ND[:, at - first], token[None])[0]
-        best = drafter.words_W[best_of(scores_W, drafter.words_W)]
+        place = best_of(scores_W, drafter.words_W)
+        best = int(drafter.words_W[place])
+        if at + 1 < column and ids[at + 1] is None:
+            chain *= float(scores_W.softmax(-1)[place])
     out = torch.full((backbone.config.vocab_size,), -torch.inf)
-    out[drafter.words_W] = scores_W
+    out[drafter.words_W] = (chain * scores_W.softmax(-1) + (1 - chain) / len(scores_W)).log()
     return out
 
 

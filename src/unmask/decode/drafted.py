@@ -6,9 +6,10 @@
               causal model sees it
 
 The first open position of a row is scored by the parent itself, from the last settled token; the ones behind it by the
-drafter, which is told the token before each: the committed one, or the best one that may stand there. A policy says
-which of them to commit. Whatever is settled up to the first open position becomes clean text in the next call, with the
-parent's own keys and values, so the cache is exact and a wrong draft spoils nothing but what follows from it.
+drafter, which is told the token before each: the committed one, or the best one that may stand there. A token is no
+surer than all that it was told: its probability is the product of theirs (docs/log.md has what is lost without that). A
+policy says which of them to commit. Whatever is settled up to the first open position becomes clean text in the next
+call, with the parent's own keys and values, so the cache is exact and a wrong draft spoils nothing but what follows.
 
 The window is `block_length` positions from the first open one on, and moves with it.
 
@@ -16,6 +17,7 @@ Letters: A rows asked for, T columns computed, S key columns, N places of a wind
 W words that are drafted, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -150,16 +152,27 @@ class DraftedDenoiser(CachedDenoiser):
         row_M: Int[Tensor, " M"],
         offset_M: Int[Tensor, " M"],
     ) -> Iterator[Float[Tensor, "C V"]]:
-        """Read the windows from left to right, each position told the token before it."""
+        """Read the windows from left to right, each position told the token before it.
+
+        What a position scores holds if the tokens before it are the ones that it was told. `chain_A` is the probability
+        of that, and the rest is spread over all words: q = chain · softmax(z) + (1 - chain) / W.
+        """
         parent_AV = self.backbone.logits(hidden_AND[:, 0])
         words_W = self.drafter.words_W
         best_A, drafted = self._best(parent_AV, None), []
+        chain_A = parent_AV.float().softmax(-1).gather(1, best_A[:, None]).squeeze(1)
         for n in range(1, int(offset_M.max()) + 1):
             column_A = (first_A + n - 1).clamp(max=canvas.width - 1)
             settled_A = canvas.ids_BL[rows, column_A].to(self.device)
             previous_A = torch.where(canvas.is_masked_BL[rows, column_A].to(self.device), best_A, settled_A)
-            drafted.append(self.drafter.scores(hidden_AND[:, n], previous_A))
-            best_A = words_W[self._best(drafted[-1], words_W)]
+            logp_AW = self.drafter.scores(hidden_AND[:, n], previous_A).log_softmax(-1)
+            known_AW, unknown_A1 = logp_AW + chain_A.log()[:, None], torch.log1p(-chain_A)[:, None]
+            drafted.append(torch.logaddexp(known_AW, unknown_A1 - math.log(len(words_W))))
+            word_A = self._best(logp_AW, words_W)
+            best_A = words_W[word_A]
+            is_open_A = canvas.is_masked_BL[rows, (first_A + n).clamp(max=canvas.width - 1)].to(self.device)
+            surety_A = logp_AW.gather(1, word_A[:, None]).squeeze(1).exp()
+            chain_A = torch.where(is_open_A, chain_A * surety_A, chain_A)
         drafted_ANW = torch.stack(drafted, 1) if drafted else None
         chunks = zip(row_M.to(self.device).split(CHUNK), offset_M.to(self.device).split(CHUNK), strict=True)  # type: ignore[no-untyped-call]
         for row_C, offset_C in chunks:
