@@ -13,7 +13,7 @@ from unmask.errors import CheckpointError
 from unmask.model import hub
 from unmask.model.backbone import Backbone
 from unmask.model.drafter import DraftHead
-from unmask.model.drafter_files import attach_drafter, mark_of, read_info, save_drafter
+from unmask.model.drafter_files import attach_drafter, holds_drafter, mark_of, read_info, save_drafter
 from unmask.model.gate import GatedLinear
 from unmask.model.lora import LINEARS, LoraSettings, add_lora, lora_layers
 from unmask.model.table import find
@@ -139,6 +139,15 @@ def test_peft_reads_the_adapter(folder):
     with pytest.warns(UserWarning, match="unmask_drafter"):
         config = peft.LoraConfig.from_pretrained(str(folder))
     assert (config.r, config.lora_alpha) == (2, 6.0)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "drafter.safetensors"])
+def test_a_folder_that_lacks_a_file_is_no_drafter(folder, name):
+    assert holds_drafter(folder)
+    (folder / name).unlink()
+    assert not holds_drafter(folder)
+    with pytest.raises(CheckpointError, match="the drafter is incomplete: download it again"):
+        attach_drafter(tiny_backbone(tiny_config()), folder)
 
 
 def test_the_drafter_in_the_package_is_whole():

@@ -104,8 +104,9 @@ def save_drafter(
 
 def holds_drafter(folder: Path) -> bool:
     """Whether a whole drafter was written there: what makes an adapter one is written last."""
-    path = folder / _CONFIG
-    return path.is_file() and isinstance(read_json(path).get(_KEY), dict)
+    return all((folder / name).is_file() for name in (_CONFIG, _WEIGHTS, _OTHERS)) and isinstance(
+        read_json(folder / _CONFIG).get(_KEY), dict
+    )
 
 
 def read_info(folder: Path) -> DrafterInfo:
@@ -141,6 +142,8 @@ def attach_drafter(backbone: Backbone, folder: Path) -> Drafter:
             f"the drafter in {folder} belongs to {info.parent} (mark {info.parent_mark}), and this network has the "
             f"mark {mark}: it would draft what another model says; load its own parent, or leave the drafter out"
         )
+    if not (folder / _WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} holds no {_WEIGHTS}; the drafter is incomplete: download it again")
     pairs, others = SafetensorsFile(folder / _WEIGHTS), _others(folder / _OTHERS)
     adapted = [
         (name, module)
