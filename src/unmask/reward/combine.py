@@ -182,8 +182,9 @@ def _report_losses(is_lost: Sequence[bool], extra: Mapping[str, list[Any]]) -> N
     statuses = extra.get("sandbox", [])
     is_run = [status != NO_CODE for status in statuses] if len(statuses) == len(is_lost) else [True] * len(is_lost)
     if all(lost for lost, run in zip(is_lost, is_run, strict=True) if run):
+        which = "" if all(is_run) else " that have code"
         raise SandboxError(
-            f"none of the {sum(is_run)} answers of a batch that have code could be judged ({reason}), and there is "
-            "nothing to learn from; see what `unmask doctor` says of the sandbox, then resume the run: no step was lost"
+            f"none of the {sum(is_run)} answers of a batch{which} could be judged ({reason}), and there is nothing to "
+            "learn from; see what `unmask doctor` says of the sandbox, then resume the run: no step was lost"
         )
     _log.warning("%d of %d answers could not be judged and leave their groups (%s)", sum(is_lost), len(is_lost), reason)
