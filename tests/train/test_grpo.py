@@ -65,6 +65,12 @@ def half_known(completion_ids, **columns):
 def all_lost(completions, **columns):
     return [float("nan")] * len(completions)
 
+def out_from_two(completion_ids, trainer_state, **columns):
+    """From the second phase on nothing can be judged, as long as there is a file `down`."""
+    if trainer_state.global_step >= 2 and Path(__file__).with_name("down").exists():
+        return all_lost(completion_ids)
+    return low_ids(completion_ids)
+
 def falling(completion_ids, trainer_state, **columns):
     rewards = low_ids(completion_ids)
     return [reward / (1 + trainer_state.global_step) ** 2 for reward in rewards]
@@ -865,6 +871,19 @@ def test_a_sandbox_that_is_down_ends_the_run_and_scores_nothing_as_wrong(here: P
         SandboxError, match=r"no answer of a phase could be judged: none of the 16 answers .*step 0 is saved"
     ):
         run_alone(stage, tmp_path / "run")
+
+
+def test_an_outage_in_a_later_phase_loses_no_step(here: Path, tmp_path: Path) -> None:
+    stage = tiny_rl(here, reward="out_from_two", run=RunSettings(precision="float32", log_every=1, save_every=50))
+    run_alone(stage, tmp_path / "whole")
+    (here / "down").touch()
+    try:
+        with pytest.raises(SandboxError, match=r"no answer of a phase could be judged: .*step 2 is saved"):
+            run_alone(stage, tmp_path / "stopped")
+    finally:
+        (here / "down").unlink()
+    assert run_alone(stage, tmp_path / "stopped", resume=True).is_done
+    assert_same_bits(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_tasks_without_tests_are_refused(here: Path, tmp_path: Path) -> None:
