@@ -482,6 +482,24 @@ def test_a_view_of_a_trajectory_shows_what_earlier_groups_of_steps_committed(ste
         assert weight[0].tolist() == [0.0, *(float(step in group) for step in steps), 0.0, 0.0]
 
 
+@pytest.mark.parametrize("steps", [(0, 0, 1, 2, 2), (3, 1, 2, 0, 4), (7, 7, 7, 7, 7)])
+def test_a_trajectory_scores_each_token_with_what_its_step_found_masked(steps: tuple[int, ...]) -> None:
+    is_answer, is_prompt = row(2, N, 1)
+    views = draw_views(
+        Estimator(name="trajectory"),
+        is_answer[None],
+        is_prompt[None],
+        torch.tensor([0]),
+        seed=0,
+        step=0,
+        iteration=0,
+        committed_at_BL=torch.tensor([[0, 0, *steps, 0]]),
+    )
+    at = torch.tensor(steps)
+    expected = torch.stack([LOGP[number(at >= at[k]), k] for k in range(N)])
+    torch.testing.assert_close(score(views)[0], expected)
+
+
 def test_a_token_that_no_step_committed_is_refused() -> None:
     is_answer, is_prompt = row(1, 3, 0)
     arguments: dict[str, Any] = {"seed": 0, "step": 0, "iteration": 0}
