@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from unmask.decode.session import load
 from unmask.errors import CheckpointError
 from unmask.model import hub
 from unmask.model.backbone import Backbone
@@ -175,3 +176,14 @@ def test_the_drafter_in_the_package_is_whole():
         "head.down.weight": (512, 2 * width),
         "head.up.weight": (width, 512),
     }
+
+
+@pytest.mark.weights
+def test_with_real_weights_it_drafts_what_the_parent_says():
+    model = load("qwen2.5-coder-0.5b-instruct", dtype="float32")
+    prompt = "Write a Python function that checks whether a string is a palindrome."
+    plain, drafted = (
+        model.generate(prompt, max_new_tokens=40, decoder=name) for name in ("autoregressive", "speculative")
+    )
+    assert drafted.text == plain.text
+    assert drafted.num_tokens / len(drafted.trajectory.steps) > 2

@@ -111,7 +111,9 @@ _MODEL: dict[str, Any] = {
     "adapter": Annotated[Path | None, _loading("--adapter", help="Folder of a LoRA adapter (PEFT).", metavar="DIR")],
     "drafter": Annotated[
         str | None,
-        _loading("--drafter", help="Folder of a drafter for a causal model, or none. [the model's own]", metavar="DIR"),
+        _loading(
+            "--drafter", help="Folder of a drafter, a model that has one, or none. [the model's own]", metavar="DIR"
+        ),
     ],
     "mask_id": Annotated[
         int | None, _loading("--mask-id", help="Mask id, where the checkpoint does not say.", metavar="ID")

@@ -112,7 +112,7 @@ class DraftTrainee(nn.Module):
             )
         mask: Tensor | None = block_mask(blocks, document_BL)
         if torch.is_grad_enabled():
-            mask = as_bias(mask, self.backbone.dtype)  # or each layer turns it into numbers for itself (docs/log.md)
+            mask = as_bias(mask, self.backbone.dtype)  # a CPU's backward is twice as fast with numbers (docs/log.md)
         noisy_BND = self.backbone(
             torch.where(blocks.is_shown_BN, ids_BL.gather(1, column_BN), mask_id),
             position_BL.gather(1, column_BN),
