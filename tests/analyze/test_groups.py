@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unmask.analyze.groups import NothingMeasured, RunGroup, analyse, analyse_all, read_groups, together
+from unmask.analyze.groups import NothingMeasured, RunGroup, analyse, analyse_all, differing, read_groups, together
 from unmask.analyze.measure import measure
 from unmask.errors import TrajectoryError
 from unmask.trajectory import Commit, Step, Trajectory, save
@@ -140,10 +140,17 @@ def test_an_empty_group_is_left_out_with_its_reason_and_none_left_is_refused() -
         analyse_all([idle])
 
 
-def test_only_runs_of_equal_settings_are_pooled() -> None:
+def test_runs_of_one_model_are_pooled_and_what_they_differ_in_is_named() -> None:
     one, other = RunGroup(label="a", runs=(run([1, 2, 3]),)), RunGroup(label="b", runs=(run([3, 2, 1]),))
     pooled = together(analyse_all([one, other])[0])
     assert pooled is not None
     assert pooled.summary.local[1].value == 0.5
+    assert differing([one, other]) == []
+    seeded = RunGroup(label="s", runs=(replace(run([1, 2, 3]), settings={**run([1]).settings, "seed": 3}),))
+    assert differing([one, seeded]) == []
     warm = RunGroup(label="c", runs=(replace(run([3, 2, 1]), settings={"temperature": 1.0}),))
-    assert together(analyse_all([one, warm])[0]) is None
+    assert together(analyse_all([one, warm])[0]) is not None
+    assert differing([one, warm]) == ["temperature"]
+    foreign = RunGroup(label="d", runs=(replace(run([3, 2, 1]), model="other"),))
+    assert together(analyse_all([one, foreign])[0]) is None
+    assert differing([one, foreign]) == ["model"]

@@ -54,7 +54,10 @@ def test_several_files_are_compared_and_those_of_one_model_also_pooled() -> None
     assert [group["local_ar_ness"]["1"] for group in found["groups"]] == [1.0, 0.0]
     assert found["local_ar_ness"]["1"] == 0.5
     mixed = json.loads(unmask("analyze", "a.jsonl", "c.jsonl", "--json").text)
-    assert "local_ar_ness" not in mixed
+    assert found["differing"] == []
+    assert mixed["local_ar_ness"].keys() == found["local_ar_ness"].keys()
+    assert {*mixed["local_ar_ness"].values(), *mixed["global_ar_ness"].values()} == {None}
+    assert mixed["differing"] == ["model"]
     assert [group["model"] for group in mixed["groups"]] == ["m", "other"]
 
 
@@ -122,6 +125,9 @@ def test_a_model_is_run_and_measured_at_each_temperature(place: Path) -> None:
     assert outcome.code == 0, outcome
     found = json.loads(outcome.text)
     assert [group["temperatures"] for group in found["groups"]] == [[0.2], [1.0]]
+    assert found["differing"] == ["temperature"]
+    means = [group["global_ar_ness"]["1"] for group in found["groups"]]
+    assert found["global_ar_ness"]["1"] == pytest.approx(sum(means) / 2)
     assert [cell["name"] for cell in found["evaluations"][0]["cells"]] == ["temperature=0.2", "temperature=1.0"]
     assert (Path("figs") / "pass-at-k.svg").is_file()
     again = unmask("analyze", "out", "--part", "all", "--json")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unmask.analyze.random_order import Shape
 from unmask.view.figures import Curve
 from unmask.view.figures_order import (
     ar_ness_curves,
@@ -91,6 +92,19 @@ def names(figure: Any) -> list[str]:
 def test_the_legend_names_each_series_once_and_the_references_last() -> None:
     assert names(ar_ness(shapes=[4])) == ["a", "b", "left to right (reference)", "random order (expected)"]
     assert names(ar_ness()) == ["a", "b", "left to right (reference)"]
+
+
+def test_series_whose_random_orders_differ_have_one_each_in_their_colour() -> None:
+    shapes = {"a": [Shape(sizes=(1, 1, 1, 1), num_open=4)], "b": [Shape(sizes=(2, 2), num_open=4)]}
+    figure = ar_ness(shapes=shapes)
+    local, _ = figure.axes
+    dotted = [each for each in local.lines if each.get_linestyle() == ":"]
+    assert [each.get_color() for each in dotted] == [each.get_color() for each in local.lines[:2]]
+    assert [list(each.get_ydata()) for each in dotted] == [
+        [random_local(given, k) for k in (1, 2)] for given in shapes.values()
+    ]
+    assert names(figure)[-1] == "random order (expected), in its colour"
+    assert names(ar_ness(shapes={"a": [4], "b": [4]}))[-1] == "random order (expected)"
 
 
 def test_an_order_map_of_one_run_is_exact_and_counts_from_one() -> None:

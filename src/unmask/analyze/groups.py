@@ -104,20 +104,30 @@ def analyse_all(
 
 
 def together(pairs: Sequence[tuple[RunGroup, Analysis]], *, seed: int = 0) -> Analysis | None:
-    """The analysis of all runs of several groups, from their measures; None where runs differ in model or settings.
+    """The analysis of all runs of several groups, from their measures; None where they are of several models.
 
-    Settings are what `unmask generate` and `unmask evaluate` write with a run; only the seed may differ.
+    What it averages over beside tasks and seeds is in `differing`.
     """
     runs = tuple(chain.from_iterable(group.runs for group, _ in pairs))
-    if len({(run.model, _settings(run)) for run in runs}) > 1:
+    if len({run.model for run in runs}) > 1:
         return None
     measures = tuple(chain.from_iterable(analysis.measures for _, analysis in pairs))
     return _analysis(RunGroup(label="all", runs=runs), measures, seed=seed)
 
 
-def _settings(run: Trajectory) -> str:
-    given = {name: value for name, value in run.settings.items() if name != "seed"}
-    return json.dumps(given, sort_keys=True, default=str)
+def differing(groups: Sequence[RunGroup]) -> list[str]:
+    """In what the runs of some groups differ: `model`, and the names of settings but for the seed.
+
+    Settings are what `unmask generate` and `unmask evaluate` write with a run.
+    """
+    found: dict[str, set[str]] = {}
+    runs = [run for group in groups for run in group.runs]
+    names = dict.fromkeys(name for run in runs for name in run.settings if name != "seed")
+    for run in runs:
+        found.setdefault("model", set()).add(str(run.model))
+        for name in names:
+            found.setdefault(name, set()).add(json.dumps(run.settings.get(name), sort_keys=True, default=str))
+    return [name for name, values in found.items() if len(values) > 1]
 
 
 def _analysis(group: RunGroup, measures: tuple[Measures, ...], *, seed: int) -> Analysis:

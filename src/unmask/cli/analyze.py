@@ -247,11 +247,20 @@ def _print(pairs: "Pairs", left_out: Mapping[str, str], results: "Mapping[str, R
 
 
 def _record(pairs: "Pairs", left_out: Mapping[str, str], results: "Mapping[str, Result]") -> dict[str, Any]:
-    """All groups; above them, where all runs are of one model and of equal settings, the same of all runs together."""
-    from unmask.analyze.groups import together
+    """All groups; above them the same of all runs together, and in what these differ. Of several models there is no
+    mean, and their AR-ness together is null."""
+    from unmask.analyze.groups import differing, together
 
     pooled = pairs[0][1] if len(pairs) == 1 else together(pairs)
-    record: dict[str, Any] = {} if pooled is None else pooled.to_json()
+    record: dict[str, Any] = {"label": "all", "model": None}
+    if pooled is not None:
+        record = pooled.to_json()
+    else:
+        first = pairs[0][1].to_json()
+        record |= {
+            name: dict.fromkeys(first[name]) for name in ("local_ar_ness", "local_ar_ness_set", "global_ar_ness")
+        }
+    record["differing"] = differing([group for group, _ in pairs])
     record["groups"] = [analysis.to_json() for _, analysis in pairs]
     record["left_out"] = dict(left_out)
     if results:

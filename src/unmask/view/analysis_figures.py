@@ -39,7 +39,7 @@ def draw(
         "ar-ness": lambda: ar_ness_curves(
             [curve(analysis.label, analysis.summary.local) for analysis in analyses],
             [curve(analysis.label, analysis.summary.global_) for analysis in analyses],
-            shapes=[shape for analysis in analyses for shape in analysis.shapes],
+            shapes={analysis.label: analysis.shapes for analysis in analyses},
             over=conventions.over,
         ),
         "order": lambda: order_map(

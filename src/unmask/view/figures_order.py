@@ -4,7 +4,7 @@ As DiffuCoder draws them (arXiv 2506.20639, 4.1 to 4.3, figures 3 and 4), with i
 any other is judged by: left to right, and random, for which both measures have closed forms.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from unmask.analyze.random_order import Shape, random_global, random_local
 from unmask.errors import SettingsError
 from unmask.view.figures import (
+    COLOURS,
     WIDTHS,
     Curve,
     NothingToDraw,
@@ -39,13 +40,16 @@ Runs = Sequence[Sequence[Sequence[int]]]
 """Of each run, of each step, the positions that it settled."""
 
 _LEFT_TO_RIGHT, _RANDOM = "left to right (reference)", "random order (expected)"
+_EACH_RANDOM = "random order (expected), in its colour"
+_ALIKE = 0.005
+"""Shares that no eye tells apart in a panel: random orders that differ by no more are one line."""
 
 
 def ar_ness_curves(
     local: Sequence[Curve],
     global_: Sequence[Curve],
     *,
-    shapes: Sequence[Shape | int] = (),
+    shapes: Sequence[Shape | int] | Mapping[str, Sequence[Shape | int]] = (),
     reading: Literal["sequence", "set"] = "sequence",
     over: Literal["defined", "all"] = "defined",
     title: str = "",
@@ -54,45 +58,75 @@ def ar_ness_curves(
     """Local and global AR-ness@k over k; a label is the same series in both.
 
     `shapes` say how many positions each step of each run settled (a number n: n steps of one); with them the value that
-    a random order has is drawn, for the `reading` and the denominator (`over`) that the curves were made with.
+    a random order has is drawn, for the `reading` and the denominator (`over`) that the curves were made with. Given by
+    label, series whose random orders differ have one each, dotted, in the colour of the series.
     """
     check_curves([*local], "local AR-ness")
     check_curves([*global_], "global AR-ness")
     labels = list(dict.fromkeys(curve.label for curve in [*local, *global_]))
-    settled = [shape if isinstance(shape, int) else shape.num_settled for shape in shapes]
-    references: dict[str, dict[str, Callable[[int], float]]] = {
-        "local": {
-            _LEFT_TO_RIGHT: lambda k: 1.0 if over == "defined" else _mean([(n - k) / n for n in settled if n > k]),
-            _RANDOM: lambda k: random_local(shapes, k, reading=reading, over=over),
-        },
-        "global": {_LEFT_TO_RIGHT: lambda k: 1.0, _RANDOM: lambda k: random_global(shapes, k)},
+    by_label = shapes if isinstance(shapes, Mapping) else {"": shapes}
+    together = [shape for given in by_label.values() for shape in given]
+    settled = [shape if isinstance(shape, int) else shape.num_settled for shape in together]
+    in_order: dict[str, Callable[[int], float]] = {
+        "local": lambda k: 1.0 if over == "defined" else _mean([(n - k) / n for n in settled if n > k]),
+        "global": lambda k: 1.0,
+    }
+    by_chance: dict[str, Callable[[Sequence[Shape | int], int], float]] = {
+        "local": lambda given, k: random_local(given, k, reading=reading, over=over),
+        "global": random_global,
     }
     with styled():
         shape = {"columns": 2} if width == "page" else {"rows": 2}
         figure, both = panels(width=width, height=2.2 if width == "page" else 3.6, title=title, **shape)
         entries: dict[str, Artist] = {}
-        for axes, curves, (name, reference) in zip(both, (local, global_), references.items(), strict=True):
+        for axes, curves, name in zip(both, (local, global_), in_order, strict=True):
             for curve in curves:
                 entries[curve.label] = line(axes, curve, at=labels.index(curve.label))
             ks = sorted({int(x) for curve in curves for x, *_ in curve.points})
-            for called, value in reference.items():
-                found = [(k, share) for k in ks if isfinite(share := value(k))]
-                if found:
-                    style = "-" if called == _LEFT_TO_RIGHT else ":"
-                    x: list[float] = [k for k, _ in found]
-                    y = [share for _, share in found]
-                    if len(set(y)) == 1:
-                        x, y = [0.6, ks[-1] + 0.4], [y[0], y[0]]  # from side to side
-                    (entries[called],) = axes.plot(x, y, color="0.45", linewidth=1, linestyle=style)
+            if drawn := _reference(axes, [in_order[name](k) for k in ks], ks, linestyle="-"):
+                entries[_LEFT_TO_RIGHT] = drawn
+            chances = {label: [by_chance[name](given, k) for k in ks] for label, given in by_label.items()}
+            if not _are_alike(chances.values()):
+                for label, shares in chances.items():
+                    if drawn := _reference(
+                        axes, shares, ks, linestyle=":", color=COLOURS[labels.index(label) % len(COLOURS)]
+                    ):
+                        entries.setdefault(_EACH_RANDOM, drawn)
+            elif drawn := _reference(axes, [by_chance[name](together, k) for k in ks], ks, linestyle=":"):
+                entries[_RANDOM] = drawn
             axes.set_xticks(ks)
             axes.set_xlim(0.6, ks[-1] + 0.4)
             axes.set_ylim(-0.03, 1.06)
             axes.set_xlabel("k (positions)")
             sets = ", as sets" if reading == "set" and name == "local" else ""
             axes.set_ylabel(f"{name} AR-ness@k (share{sets}{', of all steps' if over == 'all' else ''})")
-        shown = [*labels, *(called for called in references["global"] if called in entries)]
+        shown = [*labels, *(called for called in (_LEFT_TO_RIGHT, _RANDOM, _EACH_RANDOM) if called in entries)]
         legend(figure, {label: entries[label] for label in shown})
     return figure
+
+
+def _reference(
+    axes: "Axes", shares: Sequence[float], ks: Sequence[int], *, linestyle: str, color: str = "0.45"
+) -> "Artist | None":
+    """A line over the k that have a value; None where none has."""
+    found = [(k, share) for k, share in zip(ks, shares, strict=True) if isfinite(share)]
+    if not found:
+        return None
+    x: list[float] = [k for k, _ in found]
+    y = [share for _, share in found]
+    if len(set(y)) == 1:
+        x, y = [0.6, ks[-1] + 0.4], [y[0], y[0]]  # from side to side
+    (drawn,) = axes.plot(x, y, color=color, linewidth=1, linestyle=linestyle)
+    return drawn
+
+
+def _are_alike(curves: Iterable[Sequence[float]]) -> bool:
+    """Whether values at the same k lie so close that one line stands for all."""
+    return all(
+        max(finite) - min(finite) <= _ALIKE
+        for values in zip(*curves, strict=True)
+        if (finite := [value for value in values if isfinite(value)])
+    )
 
 
 def order_map(runs: Mapping[str, Runs], *, bins: int = 64, title: str = "", width: Width | None = None) -> "Figure":
