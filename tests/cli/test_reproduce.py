@@ -93,8 +93,8 @@ def test_one_command_measures_every_finding_and_draws_nothing_twice(
 ) -> None:
     outcome = run(folders)
     assert "8 of 8: stage-mid, 2 answers" in outcome.err
-    assert "the page is docs/reproduction.md" in outcome.err
-    page = Path("docs/reproduction.md").read_text(encoding="utf-8")
+    assert "the page is docs/reproduction-model.md" in outcome.err
+    page = Path("docs/reproduction-model.md").read_text(encoding="utf-8")
     for finding in FINDINGS:
         assert f"| [{finding.name}](#{finding.name})" in page
         assert finding.name in outcome.text
@@ -104,7 +104,7 @@ def test_one_command_measures_every_finding_and_draws_nothing_twice(
     monkeypatch.setattr(Run, "_record", lambda *_: pytest.fail("an answer was drawn again"))
     monkeypatch.setattr(reproduction, "_scattered", lambda *_: pytest.fail("an answer was scored again"))
     record = json.loads(run(folders, "--json").text)
-    assert Path("docs/reproduction.md").read_text(encoding="utf-8") == page
+    assert Path("docs/reproduction-model.md").read_text(encoding="utf-8") == page
     found = {one["name"]: one for one in record["findings"]}
     assert {one["verdict"] for one in found.values()} == {"undecided", "not measured"}  # of two tasks nothing is known
     assert [name for name, one in found.items() if one["verdict"] == "not measured"] == ["code-and-math"]
@@ -195,6 +195,25 @@ def test_a_plan_runs_nothing(folders: dict[str, Path]) -> None:
     assert "coupled-masks" in found["temperature"]["serves"]
     served = {name for one in found.values() for name in one["serves"]}
     assert served == {finding.name for finding in FINDINGS if finding.needs}
+
+
+def test_tiny_is_compared_with_its_trained_self_where_no_other_is_named() -> None:
+    planned = json.loads(unmask("reproduce", "--plan", "--seconds-per-answer", 1, "--json").text)
+    assert [one["experiment"] for one in planned["experiments"]] == [*EXPERIMENTS[:6], "spread"]
+    after = reproduction.Asked(after="tiny-cpgrpo")
+    (found,) = [one for one in reproduction.experiments(after, FINDINGS) if one.name == "after-steps"]
+    assert "--model tiny-cpgrpo" in reproduction.command(found, after)
+
+
+def test_each_model_has_a_folder_and_a_page_of_its_own() -> None:
+    places = {
+        "tiny": ("evaluations/reproduction", "docs/reproduction.md"),
+        "some/Coder-7B": ("evaluations/reproduction-Coder-7B", "docs/reproduction-Coder-7B.md"),
+        "runs/tiny/sft/final": ("evaluations/reproduction-tiny-sft", "docs/reproduction-tiny-sft.md"),
+    }
+    for model, found in places.items():
+        assert (str(reproduction.usual_folder(model)), str(reproduction.usual_page(model))) == found
+        assert str(reproduction.Asked(model=model).folder) == found[0]
 
 
 def test_a_plan_measures_the_rate_where_none_is_given(folders: dict[str, Path]) -> None:

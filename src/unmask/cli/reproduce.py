@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from unmask.cli.reproduction import Asked, Experiment, Ran
     from unmask.view.reproduction import Report
 
-DOCUMENT = Path("docs/reproduction.md")
-
 
 def _option(*names: str, help: str, metavar: str | None = None, panel: str | None = None) -> Any:
     return typer.Option(*names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel)
@@ -40,13 +38,15 @@ def reproduce(
         str | None, _option("--only", help="These findings alone; writes no page by itself.", metavar="NAME,…")
     ] = None,
     document: Annotated[
-        Path | None, _option("--document", help=f"Where the page goes. [{DOCUMENT}]", metavar="FILE")
+        Path | None,
+        _option("--document", help="Where the page goes. [docs/reproduction.md, or …-MODEL.md]", metavar="FILE"),
     ] = None,
     figures: Annotated[
         Path | None, _option("--figures", help="Draw figures into DIR, and link them.", metavar="DIR")
     ] = None,
     output: Annotated[
-        Path | None, _option("--output", "-o", help="Folder of the runs. [evaluations/reproduction]", metavar="DIR")
+        Path | None,
+        _option("--output", "-o", help="Folder of the runs. [evaluations/reproduction, or …-MODEL]", metavar="DIR"),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be run and how long it takes.")] = False,
     seconds_per_answer: Annotated[
@@ -84,6 +84,7 @@ def reproduce(
     """Measure the paper's findings on a model, and write what holds.
 
     Everything is kept in one folder of evaluations: the same command goes on after Ctrl-C, and draws nothing twice.
+    Another model than tiny has a folder and a page of its own.
 
     Example: unmask reproduce --plan
 
@@ -131,7 +132,7 @@ def reproduce(
         return
     if seconds_per_answer is not None:
         raise SettingsError("--seconds-per-answer is for --plan, and this is a run; leave it out")
-    page = document if document is not None or only is not None else DOCUMENT
+    page = document if document is not None or only is not None else reproduction.usual_page(model)
     _check_places(page, figures)
     report = _measure(asked, findings, only=only, page=page, figures=figures)
     if page is not None:
@@ -223,7 +224,9 @@ def _measure(
     return Report(
         tasks=_tasks(asked, ran),
         command=reproduction.whole_command(
-            asked, only=only or "", more=[("--document", page, DOCUMENT), ("--figures", figures, None)]
+            asked,
+            only=only or "",
+            more=[("--document", page, reproduction.usual_page(asked.model)), ("--figures", figures, None)],
         ),
         models=[reproduction.facts(role, name, asked) for role, name in _models(planned).items()],
         outcomes=[outcome(finding, measured, missing=missing) for finding in findings],

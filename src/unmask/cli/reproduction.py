@@ -20,6 +20,7 @@ import typer
 
 from unmask.analyze.by_task import ByTask, Values, by_task
 from unmask.analyze.findings import FINDINGS, STAGES, Evidence, Finding, ends
+from unmask.analyze.groups import path_name
 from unmask.atomic import beside
 from unmask.cli.evaluation import Drawing, Drawn, Judging
 from unmask.cli.options import ModelOptions
@@ -60,7 +61,9 @@ class Asked:
     device: str | None = None
     offline: bool = False
     sandbox: str = "auto"
-    output: Path = Path("evaluations/reproduction")
+    output: Path | None = None
+    """Where the runs are kept; None: where those of this model go without saying."""
+
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -78,6 +81,10 @@ class Asked:
                 f"--stages {self.stages} holds no stage of diffusion training ({', '.join(STAGES)}, each with a "
                 "checkpoint in its folder `final`); give the folder of `unmask train tiny`, or leave it out"
             )
+
+    @property
+    def folder(self) -> Path:
+        return self.output if self.output is not None else usual_folder(self.model)
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -130,6 +137,30 @@ class Ran:
     drawn: Drawn
     result: "Result"
     numbers: Mapping[float, ByTask]
+
+
+def usual_folder(model: str) -> Path:
+    """Where the runs of a model are kept, so that no model's are taken for another's."""
+    return Path("evaluations") / f"reproduction{_ending(model)}"
+
+
+def usual_page(model: str) -> Path:
+    """Where the page of a model is written.
+
+    >>> [usual_page(name).as_posix() for name in ("tiny", "some/Coder-7B")]
+    ['docs/reproduction.md', 'docs/reproduction-Coder-7B.md']
+    """
+    return Path("docs") / f"reproduction{_ending(model)}.md"
+
+
+def _ending(model: str) -> str:
+    """What sets a model's files apart; `tiny`, which ships, needs nothing. A checkpoint of training is called by its
+    run and stage."""
+    if model == Asked.model:
+        return ""
+    parts = [part for part in Path(model).parts if part not in ("/", ".", "..")]
+    named = parts[-3:-1] if parts[-1:] == ["final"] else parts[-1:]
+    return "-" + path_name("-".join(named))
 
 
 def stage_folders(folder: Path) -> dict[str, Path]:
@@ -205,7 +236,7 @@ def command(experiment: Experiment, asked: Asked) -> str:
     options |= {"-n": experiment.n, "--limit": experiment.limit, "--preset": experiment.preset, "--k": experiment.k}
     options |= {"--dtype": asked.dtype, "--device": asked.device}
     words = [str(word) for name, value in options.items() if value is not None for word in (name, value)]
-    place = asked.output / experiment.name
+    place = asked.folder / experiment.name
     return shlex.join(["unmask", "evaluate", asked.tasks, *words, "--trajectories", "--output", str(place)])
 
 
@@ -217,7 +248,7 @@ def commands(finding: Finding, planned: Sequence[Experiment], asked: Asked) -> l
     needs = {*finding.needs, *(("temperature",) if "spread" in finding.needs else ())}
     serving = [experiment for experiment in planned if experiment.evidence in needs]
     lines = [command(experiment, asked) for experiment in serving]
-    lines += [shlex.join(["unmask", "analyze", str(asked.output / experiment.name)]) for experiment in serving]
+    lines += [shlex.join(["unmask", "analyze", str(asked.folder / experiment.name)]) for experiment in serving]
     has_after = any(experiment.evidence.startswith("after_") for experiment in serving)
     has_stages = any(experiment.stage for experiment in serving)
     used = replace(asked, after=asked.after if has_after else None, stages=asked.stages if has_stages else None)
@@ -257,7 +288,7 @@ def whole_command(asked: Asked, *, only: str = "", more: Sequence[tuple[str, obj
         ("--dtype", asked.dtype, None),
         ("--device", asked.device, None),
         ("--sandbox", asked.sandbox, usual.sandbox),
-        ("--output", asked.output, usual.output),
+        ("--output", asked.folder, usual_folder(asked.model)),
         *more,
     ]
     words = [str(word) for name, value, default in options if value not in (None, default) for word in (name, value)]
@@ -277,7 +308,7 @@ def run(experiment: Experiment, asked: Asked) -> Ran:
             asked.tasks, stack, version=None, limit=experiment.limit, is_offline=asked.offline, is_wanted=True
         )
         assert executor is not None
-        place = asked.output / experiment.name
+        place = asked.folder / experiment.name
         drawn = drawing.draw(benchmark, _loading(experiment.model, asked), stack, output=place, limit=experiment.limit)
         result = judging.judge(drawn, benchmark, executor)
     cells = {float(cell.settings[experiment.by]): cell for cell in result.cells}
@@ -353,7 +384,7 @@ def run_spread(temperature: Ran, asked: Asked) -> dict[str, dict[str, float]]:
     from unmask.evaluate import folder as folders
     from unmask.model.lock import locked
 
-    folder = asked.output / "spread"
+    folder = asked.folder / "spread"
     answers = _answers(temperature, asked)
     digest = hashlib.sha256(repr([(task, one) for task, one in answers.items()]).encode()).hexdigest()
     protocol = {
@@ -479,7 +510,7 @@ def plan(asked: Asked, findings: Sequence[Finding], *, seconds_per_answer: float
     costs = []
     for one in experiments(asked, findings):
         names = {one.evidence, *(("spread",) if one.evidence == "temperature" else ())}
-        kept = min(one.num_answers, _num_lines(asked.output / one.name / "samples.jsonl"))
+        kept = min(one.num_answers, _num_lines(asked.folder / one.name / "samples.jsonl"))
         seconds = (one.num_answers - kept) * one.share_of_steps * seconds_per_answer
         costs.append(
             Cost(
@@ -494,7 +525,7 @@ def plan(asked: Asked, findings: Sequence[Finding], *, seconds_per_answer: float
     serves = tuple(finding.name for finding in findings if "spread" in finding.needs)
     if serves:
         count = min(SPREAD_ANSWERS, asked.limit or _LIMITS["temperature"])
-        kept = min(count, _num_lines(asked.output / "spread" / _ROWS))
+        kept = min(count, _num_lines(asked.folder / "spread" / _ROWS))
         forwards = (count - kept) * SPREAD_DRAWS * 2 * 3  # two estimators of three views
         seconds = forwards * seconds_per_answer / asked.max_new_tokens
         costs.append(
@@ -505,7 +536,7 @@ def plan(asked: Asked, findings: Sequence[Finding], *, seconds_per_answer: float
 
 def seconds_per_answer(asked: Asked) -> tuple[float, str]:
     """The rate of this machine, and where it is from: answers that are kept, or eight that are drawn for it."""
-    rows = _whole_rows(asked.output / "temperature" / "samples.jsonl")
+    rows = _whole_rows(asked.folder / "temperature" / "samples.jsonl")
     times = [float(row["seconds"]) for row in rows if row.get("seconds")]
     if times:
         return fmean(times), f"{len(times)} answers that are kept"
