@@ -26,6 +26,15 @@ def run(places: list[int], *, model: str = "m") -> Trajectory:
     )
 
 
+TASK = {
+    "task_id": "toy/0",
+    "prompt": "def f(x):\n",
+    "entry_point": "f",
+    "tests": [{"input": [1], "output": 1}],
+    "canonical_solution": "    return x\n",
+}
+
+
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -112,14 +121,7 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(arguments: tuple[str, 
 
 def test_a_model_is_run_and_measured_at_each_temperature(place: Path) -> None:
     folder = write_checkpoint(place / "model", "full")
-    task = {
-        "task_id": "toy/0",
-        "prompt": "def f(x):\n",
-        "entry_point": "f",
-        "tests": [{"input": [1], "output": 1}],
-        "canonical_solution": "    return x\n",
-    }
-    Path("toy.jsonl").write_text("".join(json.dumps({**task, "task_id": f"toy/{i}"}) + "\n" for i in range(3)))
+    Path("toy.jsonl").write_text("".join(json.dumps({**TASK, "task_id": f"toy/{i}"}) + "\n" for i in range(3)))
     options = ("--tasks", "toy.jsonl", "-m", folder, "--max-new-tokens", 8, "--dtype", "float32", "-o", "out", "-q")
     outcome = unmask("analyze", *options, "--temperatures", "0.2,1.0", "--part", "all", "--figures", "figs", "--json")
     assert outcome.code == 0, outcome
@@ -138,14 +140,28 @@ def test_a_model_is_run_and_measured_at_each_temperature(place: Path) -> None:
     assert found["groups"][0]["global_ar_ness"]["1"] == pytest.approx(sum(shares) / len(shares))
 
 
+def test_cells_of_several_speeds_give_the_speed_quality_figure(place: Path) -> None:
+    folder = write_checkpoint(place / "model", "full")
+    Path("toy.jsonl").write_text(json.dumps(TASK) + "\n")
+    options = ("-m", folder, "--preset", "base", "--max-new-tokens", 8, "--dtype", "float32", "-o", "out", "-q")
+    assert unmask("evaluate", "toy.jsonl", *options, "--steps", "2,8", "--trajectories").code == 0
+    assert unmask("analyze", "out", "--part", "all", "--figures", "figs").code == 0
+    drawn = (Path("figs") / "speed-quality.svg").read_text(encoding="utf-8")
+    assert "forwards per answer" in drawn
+
+
 def test_recorded_runs_are_measured_without_torch(place: Path) -> None:
     save("a.jsonl", [run([1, 2, 3, 4])])
     code = "import sys; from unmask.cli.main import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run(
-        [sys.executable, "-c", code, "analyze", "a.jsonl"], capture_output=True, text=True, env={**os.environ}
+        [sys.executable, "-c", code, "analyze", "a.jsonl", "--figures", "figs"],
+        capture_output=True,
+        text=True,
+        env={**os.environ},
     )
     assert done.returncode == 0, done.stderr
     assert "global AR-ness@1" in done.stdout
+    assert {path.name for path in Path("figs").iterdir()} >= {"ar-ness.svg", "order.svg"}
 
 
 def test_a_run_of_one_token_has_its_table_and_the_figures_that_have_numbers() -> None:
