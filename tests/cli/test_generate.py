@@ -756,6 +756,7 @@ def test_a_decoder_that_the_model_does_not_have_is_refused(folders: dict[str, Pa
         return refusal("generate", PROMPT, "-m", folders[kind], *SHORT, *more)
 
     assert "needs a drafter, and" in refused("causal", "--decoder", "speculative")
+    assert "--lenience 0.5 is about drafts, and nothing is drafted here" in refused("causal", "--lenience", "0.5")
     assert "give `--drafter DIR`" in refused("causal", "--decoder", "diffusion")
     assert "is for causal models, and" in refused("full", "--decoder", "autoregressive")
     assert "--policy threshold has no effect with `--decoder speculative`" in refused(

@@ -67,6 +67,9 @@ NOT_A_TEMPERATURE = [
         ({"policy": "factor", "factor": float("inf")}, "--factor inf is not positive"),
         ({"threshold": 0.9}, "--threshold 0.9 has no effect with the policy 'entropy'; give `--policy threshold`"),
         ({"factor": 1.0, "policy": "threshold"}, "--factor 1.0 has no effect with the policy 'threshold'"),
+        ({"lenience": 0.0}, "--lenience 0.0 lies outside (0, 1]; 0.5 keeps what is half as likely as the best"),
+        ({"lenience": 0.5, "temperature": 1.0}, "--lenience 0.5 is for greedy decoding"),
+        ({"lenience": 0.5, "decoder": "diffusion"}, "--lenience 0.5 is for `--decoder speculative`"),
         *[
             (
                 {"policy": policy, "policy_temperature": 0.5},

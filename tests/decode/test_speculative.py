@@ -5,8 +5,8 @@ from functools import cache
 import pytest
 import torch
 
-from unmask.decode.canvas import Canvas
-from unmask.decode.denoiser import CachedDenoiser
+from unmask.decode.canvas import Canvas, Positions
+from unmask.decode.denoiser import CachedDenoiser, FullDenoiser
 from unmask.decode.loop import denoise
 from unmask.decode.settings import DecodeSettings
 from unmask.decode.speculative import Speculator
@@ -131,6 +131,51 @@ def test_long_prompts_are_computed_in_pieces(monkeypatch):
     expected, _ = one_by_one(ROWS, WARM)
     found, _ = run(Speculator(gated(), drafter_of()), ROWS, WARM)
     assert torch.equal(found.ids_BL, expected.ids_BL)
+
+
+# --- lenience -----------------------------------------------------------------------------------------------------
+
+
+def lenient(lenience, *, wrong_every=2):
+    settings = DecodeSettings(lenience=lenience)
+    _, (canvas, events) = with_oracle([ROWS[1]], settings, wrong_every=wrong_every)
+    return canvas, events
+
+
+@pytest.mark.parametrize("lenience", [0.9, 0.3, 0.02])
+def test_a_draft_is_kept_by_its_share_of_the_best_probability_and_no_other_is(lenience):
+    canvas, events = lenient(lenience)
+    columns = torch.arange(1, canvas.width)
+    logits_MV = torch.cat([*FullDenoiser(plain(CONFIG)).logits(canvas, Positions(columns * 0, columns))])
+    chance_MV = logits_MV.index_fill(-1, torch.tensor([MASK]), -torch.inf).softmax(-1)
+    share_MV = chance_MV / chance_MV.max(-1, keepdim=True).values  # row p - 1 is of position p
+    kept_drafts = 0
+    for event in events:
+        settled = {commit.position: commit.token_id for commit in event.commits}
+        drafted = {position: token for _, position, token in event.drafted}
+        for position, token in settled.items():
+            share = float(share_MV[position - 1, token])
+            assert share >= 1 - 1e-4 or (drafted.get(position) == token and share >= lenience - 1e-4)
+            kept_drafts += share < 1 - 1e-4
+            if position in drafted and drafted[position] != token:
+                assert float(share_MV[position - 1, drafted[position]]) < lenience + 1e-4
+    assert kept_drafts > 0 or lenience > 0.02
+
+
+def test_the_least_lenience_keeps_every_draft_and_the_greatest_is_none():
+    _, events = lenient(1e-30)
+    assert all(len(event.commits) == len(event.drafted) + 1 for event in events)
+    assert any(event.drafted for event in events)
+    expected, _ = one_by_one([ROWS[1]], GREEDY)
+    canvas, _ = lenient(1.0)
+    assert torch.equal(canvas.ids_BL, expected.ids_BL)
+
+
+def test_what_a_lenient_check_kept_is_told_with_its_own_probability():
+    _, events = lenient(1e-30)
+    drafted = {(position, token) for event in events for _, position, token in event.drafted}
+    sure = [c.confidence for event in events for c in event.commits if (c.position, c.token_id) in drafted]
+    assert min(sure) < 0.05  # an untrained network gives a token that it would not take next to nothing
 
 
 # --- what is recorded ---------------------------------------------------------------------------------------------

@@ -73,6 +73,10 @@ _SETTINGS: dict[str, Any] = {
     "entropy_bound": Annotated[
         float | None, _decoding("--entropy-bound", help="Most entropy committed together, nats. [0.15]", metavar="H")
     ],
+    "lenience": Annotated[
+        float | None,
+        _decoding("--lenience", help="Keep drafts with this share of the best's probability. [the best]", metavar="L"),
+    ],
     "temperature": Annotated[
         float | None, _decoding("--temperature", help="Chance in the tokens. [0: greedy]", metavar="T")
     ],

@@ -42,11 +42,13 @@ def propose(
     *,
     uniform_C: Float[Tensor, " C"] | None,
     runners_up: int = 0,
+    token_C: Int[Tensor, " C"] | None = None,
 ) -> Proposal:
     """Draw a token for each place and measure how sure the model is of it, in float32.
 
-    `uniform_C` drives the draw; it is needed when the temperature acts on content. `confidence_M`, `entropy_M` and the
-    `runners_up` best other tokens are those of the distribution that orders the places.
+    `uniform_C` drives the draw; it is needed when the temperature acts on content. `token_C` are the tokens, where they
+    are chosen already. `confidence_M`, `entropy_M` and the `runners_up` best other tokens are those of the distribution
+    that orders the places.
     """
     count, size = logits_CV.shape
     rows = max(1, PIECE // size) * torch.get_num_threads() if logits_CV.device.type == "cpu" else count
@@ -56,6 +58,7 @@ def propose(
             settings,
             uniform_C=None if uniform_C is None else uniform_C[at : at + rows],
             runners_up=runners_up,
+            token_C=None if token_C is None else token_C[at : at + rows],
         )
         for at in range(0, max(count, 1), rows)
     ]
@@ -63,7 +66,12 @@ def propose(
 
 
 def _propose(
-    logits_CV: Float[Tensor, "C V"], settings: DecodeSettings, *, uniform_C: Float[Tensor, " C"] | None, runners_up: int
+    logits_CV: Float[Tensor, "C V"],
+    settings: DecodeSettings,
+    *,
+    uniform_C: Float[Tensor, " C"] | None,
+    runners_up: int,
+    token_C: Int[Tensor, " C"] | None,
 ) -> Proposal:
     """The proposal of some places, which depends on no others."""
     raw = logits_CV.float().log_softmax(-1)
@@ -75,7 +83,9 @@ def _propose(
         shaped = shape_logits(
             raw, temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k
         ).log_softmax(-1)
-    if settings.temperature > 0 and settings.temperature_role != "order":
+    if token_C is not None:
+        token = token_C
+    elif settings.temperature > 0 and settings.temperature_role != "order":
         assert uniform_C is not None
         token = draw(shaped, uniform_C)
     else:

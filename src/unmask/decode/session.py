@@ -302,6 +302,11 @@ class Model:
                 f"--decoder {asked} needs a drafter, and {self.name} was loaded without one; give `--drafter DIR`, or "
                 "`--decoder autoregressive`"
             )
+        if settings.lenience is not None and (self.drafter is None or settings.mode != "exact"):
+            raise SettingsError(
+                f"--lenience {settings.lenience} is about drafts, and nothing is drafted here; leave it out, or take a "
+                "model with a drafter"
+            )
         if self.drafter is not None and settings.cache is not None:
             raise SettingsError(
                 f"--cache {settings.cache} is for models with full attention, and a causal model's own cache is exact "
@@ -360,6 +365,8 @@ def resumed_settings(trajectory: Trajectory, changes: dict[str, Any]) -> DecodeS
     if changes.get("decoder") in ("autoregressive", "speculative"):  # these belonged to the decoder before
         for name in ("policy", *ADAPTIVE_POLICIES, "policy_temperature", "steps", "block_length"):
             recorded.pop(name, None)
+    if changes.get("decoder", "speculative") != "speculative":
+        recorded.pop("lenience", None)
     try:
         settings = settings_from({**recorded, **changes})
     except TypeError as error:

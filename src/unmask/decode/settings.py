@@ -73,6 +73,11 @@ class DecodeSettings:
     """`entropy_bound` commits positions of least entropy while the entropies of all but the last sum to at most this,
     in nats; 0.15 when None (EB-sampler, arXiv 2505.24857)."""
 
+    lenience: float | None = None
+    """`speculative` keeps a drafted token that has at least this share of the best token's probability, in (0, 1]: more
+    tokens to a forward, and not the model's own answer any more. None: only the best token is kept (Leviathan et al.,
+    arXiv 2211.17192, A.5)."""
+
     temperature: float = 0.0
     """0 is greedy. Acts before the score, so it moves the order as well as the tokens; see `temperature_role`."""
 
@@ -123,7 +128,7 @@ class DecodeSettings:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise SettingsError(f"{_flag(name)} {value} is not a temperature; it must be 0 (greedy) or more")
-        for name in ("top_p", "threshold", "eps"):
+        for name in ("top_p", "threshold", "eps", "lenience"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise SettingsError(f"{_flag(name)} {value} lies outside (0, 1]; {_NEAREST[name]}")
@@ -163,6 +168,11 @@ class DecodeSettings:
                 f"--cache {self.cache} counts the steps of a row, and the policy origin passes over rows in some; "
                 "leave --cache out, or take another policy"
             )
+        if self.lenience is not None and self.temperature > 0:
+            raise SettingsError(
+                f"--lenience {self.lenience} is for greedy decoding: at a temperature the tokens keep the model's "
+                "distribution; leave it out, or give `--temperature 0`"
+            )
         self._check_decoder()
         if self.mode == "reference":
             self._check_reference()
@@ -171,6 +181,11 @@ class DecodeSettings:
 
     def _check_decoder(self) -> None:
         """What a decoder would pass over is refused; `policy` has a default, so its default cannot be told from it."""
+        if self.lenience is not None and self.decoder not in (None, "speculative"):
+            raise SettingsError(
+                f"--lenience {self.lenience} is for `--decoder speculative`, which checks what was drafted, and "
+                f"{self.decoder} does not; leave one of them out"
+            )
         if self.decoder in (None, "diffusion"):
             return
         idle = {
@@ -213,6 +228,7 @@ _NEAREST = {
     "top_p": "1 keeps everything",
     "threshold": "0.9 is usual, 1 waits until the model is certain",
     "eps": "0.001 is usual",
+    "lenience": "0.5 keeps what is half as likely as the best, 1 the best alone",
 }
 
 

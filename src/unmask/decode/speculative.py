@@ -16,16 +16,20 @@ exactly: where q puts all its weight on the drafted token, rejection sampling an
 2211.17192). That is so in float32. In bfloat16 a forward of many columns rounds otherwise than one of a single column,
 and where two tokens lie closer than that the answers may part (docs/log.md).
 
+With `lenience` a drafted token is also accepted that has this share of the best token's probability, and the parent
+goes on from there. The answer is then not the parent's own any more (docs/log.md has what that costs).
+
 Keys and values: those of accepted columns are the parent's and stay; all behind them is written over in the next round.
 
 Letters: A rows asked for, T columns computed, S key columns, K drafted tokens, M checked places, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.decode.canvas import Canvas, Positions
@@ -126,7 +130,7 @@ class Speculator:
             room = int((places.rows_M == row).sum())
             state.plan = plan(state.surety, rate=state.rate, longest=self.longest, cost=cost, room=room)
         hidden_ATD, block_at = self._forward(canvas, rows, states)
-        checked = [(place, slot) for place, state in enumerate(states) for slot in range(state.plan.checked + 1)]
+        checked = [(place, slot) for place, state in enumerate(states) for slot in _slots(state)]
         place_M, slot_M = (torch.tensor(values) for values in zip(*checked, strict=True))
         row_M = torch.tensor(rows)[place_M]
         column_M = torch.tensor([state.settled for state in states])[place_M] + slot_M + 1
@@ -135,7 +139,11 @@ class Speculator:
             logits_MV = self.backbone.logits(hidden_ATD[place_M.to(self.device), slot_M.to(self.device)])
             suppress_(logits_MV, is_suppressed_V)
             uniform_M = self._uniform(canvas, asked, settings, samples)
-            proposal = join([propose(logits_MV, settings, uniform_C=uniform_M, runners_up=runners_up)])
+            token_M = None
+            if settings.lenience is not None:
+                drafts = [state.draft[k] if k < state.plan.checked else -1 for state in states for k in _slots(state)]
+                token_M = accepted_or_best(logits_MV, torch.tensor(drafts), lenience=settings.lenience)
+            proposal = join([propose(logits_MV, settings, uniform_C=uniform_M, runners_up=runners_up, token_C=token_M)])
         drafted = tuple(
             (row, state.settled + 1 + k - int(canvas.start_B[row]), token)
             for row, state in zip(rows, states, strict=True)
@@ -299,3 +307,26 @@ class Speculator:
             masks = state.plan.masks[i]
             state.settled += i + 1
             state.draft, state.surety = drafts[a][:masks], sureties[a][:masks]
+
+
+def _slots(state: _Row) -> range:
+    """The checked places of a row: one for each token of its draft, and the one behind."""
+    return range(state.plan.checked + 1)
+
+
+def accepted_or_best(
+    logits_MV: Float[Tensor, "M V"], draft_M: Int[Tensor, " M"], *, lenience: float
+) -> Int[Tensor, " M"]:
+    """The drafted token where its probability is at least `lenience` times the best one's, else the best; a draft below
+    0 is none.
+
+    >>> accepted_or_best(torch.tensor([[0.0, 1.0]] * 3), torch.tensor([0, 0, -1]), lenience=0.3).tolist()
+    [0, 0, 1]
+    >>> accepted_or_best(torch.tensor([[0.0, 1.0]]), torch.tensor([0]), lenience=0.4).tolist()
+    [1]
+    """
+    draft_M = draft_M.to(logits_MV.device)
+    best = logits_MV.float().max(-1)
+    drafted_M = logits_MV.gather(1, draft_M.clamp(min=0)[:, None]).squeeze(1).float()
+    is_fine_M = (draft_M >= 0) & (drafted_M >= best.values + math.log(lenience))
+    return torch.where(is_fine_M, draft_M, best.indices)

@@ -42,7 +42,7 @@ _LOAD: dict[str, type] = {
 }  # fmt: skip
 _DECODE: dict[str, type] = {
     "max_new_tokens": int, "steps": int, "block_length": int, "policy": str, "policy_temperature": float,
-    "threshold": float, "factor": float, "frechet": float, "entropy_bound": float, "decoder": str,
+    "threshold": float, "factor": float, "frechet": float, "entropy_bound": float, "decoder": str, "lenience": float,
     "temperature": float, "temperature_role": str, "top_p": float, "top_k": int,
     "cache": str, "cache_refresh": int, "mode": str, "eps": float, "seed": int,
 }  # fmt: skip

@@ -8,9 +8,11 @@ into the next prediction (the sampler head of Samragh et al., 2507.11851),
     z_j = h_j + U silu(D [h_j ; e(previous token)])        draft token = argmax over `words` of  W z_j
 
 Only the most frequent words are drafted (Zhao et al., FR-Spec, 2502.14856): a draft needs no rare word, and the matrix
-of all of them is a quarter of a small network's weights.
+of all of them is a quarter of a small network's weights. That matrix is read once for a block: W h_j, the scores before
+anything is told, name the candidates of each place, and only those are scored again with what is told.
 
-Letters: A rows, J masks of a block, D width, R inner size, W words that are drafted, V vocabulary, M places.
+Letters: A rows, J masks of a block, D width, R inner size, W words that are drafted, C candidates, V vocabulary,
+M places.
 """
 
 import torch
@@ -19,6 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.seeds import derive_seed
+
+CANDIDATES = 128
+"""Words of a place that are scored again when it is told the token before it (docs/log.md)."""
 
 
 class DraftHead(nn.Module):
@@ -67,15 +72,19 @@ class Drafter(nn.Module):
     def read(
         self, hidden_AJD: Float[Tensor, "A J D"], known_A: Int[Tensor, " A"]
     ) -> tuple[Int[Tensor, "A J"], Float[Tensor, "A J"]]:
-        """The drafted tokens and the probability that the head gives each, after the token `known_A`."""
+        """The drafted tokens, and the probability of each among its candidates, after the token `known_A`."""
         tokens, sureties = [], []
         previous_A = known_A
+        candidates = min(CANDIDATES, len(self.words_W))
+        near_AJC = F.linear(hidden_AJD, self.rows_WD).topk(candidates, -1, sorted=False).indices
         for j in range(hidden_AJD.shape[1]):
-            logp_AW = self.scores(hidden_AJD[:, j], previous_A).log_softmax(-1)
-            best_A = logp_AW.argmax(-1)
-            previous_A = self.words_W[best_A]
+            near_AC = near_AJC[:, j]
+            z_AD = self.head(hidden_AJD[:, j], self.embedding_VD[previous_A].to(hidden_AJD.dtype))
+            logits_AC = (self.rows_WD[near_AC] @ z_AD[:, :, None]).squeeze(-1)
+            chance_A, best_A = logits_AC.float().softmax(-1).max(-1)
+            previous_A = self.words_W[near_AC.gather(1, best_A[:, None]).squeeze(1)]
             tokens.append(previous_A)
-            sureties.append(logp_AW.gather(1, best_A[:, None]).squeeze(1).exp())
+            sureties.append(chance_A)
         if not tokens:
             empty_A0 = known_A[:, None][:, :0]
             return empty_A0, empty_A0.float()
