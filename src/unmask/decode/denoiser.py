@@ -26,7 +26,7 @@ from unmask.decode.canvas import Canvas, Positions
 from unmask.errors import CanvasError, CheckpointError
 from unmask.model.attention import attention_mask
 from unmask.model.backbone import Backbone
-from unmask.model.cache import KVCache, Ragged, Span, Window
+from unmask.model.cache import KVCache, Packed, Ragged, Span
 from unmask.model.config import ModelConfig
 
 PREFILL = 512  # prompt columns per forward: a mask of 512 x 32,768 for 7 heads of a group is 117 MB
@@ -198,7 +198,7 @@ class CachedDenoiser:
         return clean_A.minimum(first_source_A), stop_A, block_A
 
     def _forward(
-        self, canvas: Canvas, rows: Tensor, cache: KVCache, window: Window, columns_AT: Int[Tensor, "A T"]
+        self, canvas: Canvas, rows: Tensor, cache: KVCache, window: Span | Ragged, columns_AT: Int[Tensor, "A T"]
     ) -> Float[Tensor, "A T D"]:
         return forward_window(self.backbone, canvas, rows, cache, window, columns_AT, self._visible)
 
@@ -225,7 +225,7 @@ def source_columns(config: ModelConfig, canvas: Canvas, places: Positions) -> In
     return (places.columns_M - shift).maximum(canvas.start_B[places.rows_M])
 
 
-def window_of(first_A: Tensor, stop_A: Tensor, scratch_column: int) -> tuple[Window, Int[Tensor, "A T"]]:
+def window_of(first_A: Tensor, stop_A: Tensor, scratch_column: int) -> tuple[Span | Ragged, Int[Tensor, "A T"]]:
     """The columns to compute: one span where all rows agree, else each row's own, padded with the scratch column."""
     first, stop = int(first_A.min()), int(stop_A.max())
     T = int((stop_A - first_A).max())
@@ -236,7 +236,7 @@ def window_of(first_A: Tensor, stop_A: Tensor, scratch_column: int) -> tuple[Win
     return Ragged(columns_AT, stop), columns_AT
 
 
-def window_through(column_AT: Int[Tensor, "A T"], scratch_column: int) -> tuple[Window, int]:
+def window_through(column_AT: Int[Tensor, "A T"], scratch_column: int) -> tuple[Span | Ragged, int]:
     """The window of given columns, and one past the last real one; a span where all rows have the same, side by
     side."""
     first, T = int(column_AT[0, 0]), column_AT.shape[1]
@@ -246,12 +246,53 @@ def window_through(column_AT: Int[Tensor, "A T"], scratch_column: int) -> tuple[
     return Ragged(column_AT, stop), stop
 
 
+def run_window(
+    backbone: Backbone,
+    ids_AT: Int[Tensor, "A T"],
+    position_AT: Int[Tensor, "A T"],
+    *,
+    attn_mask: Bool[Tensor, "A 1 T S"] | None,
+    cache: KVCache,
+    window: Span | Ragged,
+    gate: int | None = None,
+) -> Float[Tensor, "A T D"]:
+    """Hidden states of a window that lies on the CPU. Where rows are padded, their slots are packed, those before
+    `gate` first, and padding costs nothing but zeros in the result."""
+    device = backbone.device
+    mask = None if attn_mask is None else attn_mask.to(device)
+    is_real_AT = None if isinstance(window, Span) else window.columns_BT < cache.scratch_column
+    if isinstance(window, Span) or is_real_AT is None or bool(is_real_AT.all()):
+        placed = window if isinstance(window, Span) else Ragged(window.columns_BT.to(device), window.stop)
+        out: Tensor = backbone(
+            ids_AT.to(device), position_AT.to(device), attn_mask=mask, cache=cache, window=placed, gate=gate
+        )
+        return out
+    A, T = ids_AT.shape
+    clean = T if gate is None else gate
+    slots = [is_real_AT[:, :clean].nonzero(), is_real_AT[:, clean:].nonzero() + torch.tensor([0, clean])]
+    row_M, place_M = torch.cat(slots).unbind(1)
+    packed = Packed(
+        row_M.to(device), window.columns_BT[row_M, place_M].to(device), place_M.to(device), (A, T), window.stop
+    )
+    hidden_1MD = backbone(
+        ids_AT[row_M, place_M][None].to(device),
+        position_AT[row_M, place_M][None].to(device),
+        attn_mask=mask,
+        cache=cache,
+        window=packed,
+        gate=None if gate is None else len(slots[0]),
+    )
+    hidden_ATD: Tensor = hidden_1MD.new_zeros(A, T, hidden_1MD.shape[-1])
+    hidden_ATD[packed.row_M, packed.place_M] = hidden_1MD[0]
+    return hidden_ATD
+
+
 def forward_window(
     backbone: Backbone,
     canvas: Canvas,
     rows: Int[Tensor, " A"],
     cache: KVCache,
-    window: Window,
+    window: Span | Ragged,
     columns_AT: Int[Tensor, "A T"],
     visible: Callable[[Tensor, Tensor], Tensor | None],
 ) -> Float[Tensor, "A T D"]:
@@ -259,18 +300,18 @@ def forward_window(
 
     `visible` makes the mask of the positions of queries [A, T] and keys [A, S], on the CPU; None: all are visible.
     """
-    device = backbone.device
     # The scratch column is read as padding: position -1, id 0.
     positions_AL = torch.nn.functional.pad(canvas.positions_BL()[rows], (0, 1), value=-1)
     ids_AL = torch.nn.functional.pad(canvas.ids_BL[rows], (0, 1))
     query_AT = positions_AL.gather(1, columns_AT)
     attn_mask = visible(query_AT, positions_AL[:, : window.stop])
-    return backbone(  # type: ignore[no-any-return]
-        ids_AL.gather(1, columns_AT).to(device),
-        query_AT.clamp(min=0).to(device),
-        attn_mask=None if attn_mask is None else attn_mask.to(device),
+    return run_window(
+        backbone,
+        ids_AL.gather(1, columns_AT),
+        query_AT.clamp(min=0),
+        attn_mask=attn_mask,
         cache=cache,
-        window=window if isinstance(window, Span) else Ragged(window.columns_BT.to(device), window.stop),
+        window=window,
     )
 
 

@@ -4,16 +4,21 @@ A round checks a draft d_1 … d_K and prepares, for every number i of its token
 behind d_i that the next draft would be read from. With s_j the probability that d_j is accepted when those before it
 were, the chance of exactly i is s_1 … s_i (1 - s_{i+1}). A column saves a forward with some probability and costs a
 share of one: `column_cost`. Where the weights are read once for few columns that share is small; in a batch it is not.
+A mask saves nothing by itself: what is read there has to be checked in the next round, and that is paid too.
 
 >>> plan([0.9, 0.8], rate=0.7, longest=4, cost=0.05).masks
-(1, 3, 4)
+(1, 2, 4)
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-COLUMNS_FOR_WEIGHTS = 32
+COLUMNS_FOR_WEIGHTS = 64
 """Columns that take as long to compute as the weights take to read (docs/log.md)."""
+
+
+CHECK = 2.0
+"""What a column that is checked costs, in columns of masks: its scores of the whole vocabulary come on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ def column_cost(num_rows: int) -> float:
     """What one more column of a row costs, as a share of what the row's forward costs without it.
 
     >>> round(column_cost(1), 3), round(column_cost(32), 3)
-    (0.03, 0.5)
+    (0.015, 0.333)
     """
     return 1 / (1 + COLUMNS_FOR_WEIGHTS / num_rows)
 
@@ -48,7 +53,7 @@ def plan(surety: Sequence[float], *, rate: float, longest: int, cost: float, roo
     room = len(surety) + longest + 1 if room is None else room
     reached = [1.0]
     for chance in surety[: max(room - 1, 0)]:
-        if reached[-1] * chance < cost:
+        if reached[-1] * chance < CHECK * cost:
             break
         reached.append(reached[-1] * chance)
     checked = len(reached) - 1
@@ -56,8 +61,8 @@ def plan(surety: Sequence[float], *, rate: float, longest: int, cost: float, roo
     for i, chance in enumerate(reached):
         is_last = i == checked
         here = chance if is_last else chance - reached[i + 1]
-        count, worth = 0, here * rate
-        while count < min(longest, room - i - 1) and worth >= cost:
-            count, worth = count + 1, worth * rate
+        count, chance = 0, rate
+        while count < min(longest, room - i - 1) and here * (chance - CHECK * cost) >= cost:
+            count, chance = count + 1, chance * rate
         masks.append(count)
     return Plan(checked, tuple(masks))

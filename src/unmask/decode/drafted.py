@@ -25,10 +25,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.decode.canvas import Canvas, Positions
-from unmask.decode.denoiser import CHUNK, CachedDenoiser, check_fit, window_through
+from unmask.decode.denoiser import CHUNK, CachedDenoiser, check_fit, run_window, window_through
 from unmask.errors import CanvasError
 from unmask.model.backbone import Backbone
-from unmask.model.cache import KVCache, Ragged, Span
+from unmask.model.cache import KVCache
 from unmask.model.drafter import Drafter
 
 
@@ -131,12 +131,13 @@ class DraftedDenoiser(CachedDenoiser):
         sees_AT = torch.where(is_real_AT, sees_AT, start_A[:, None])
         key_S = torch.arange(stop)
         mask_ATS = (key_S >= start_A[:, None, None]) & (key_S <= sees_AT[..., None])
-        hidden_ATD: Tensor = self.backbone(
-            ids_AT.to(self.device),
-            position_AT.to(self.device),
-            attn_mask=mask_ATS[:, None].to(self.device),
+        hidden_ATD = run_window(
+            self.backbone,
+            ids_AT,
+            position_AT,
+            attn_mask=mask_ATS[:, None],
             cache=cache,
-            window=window if isinstance(window, Span) else Ragged(window.columns_BT.to(self.device), stop),
+            window=window,
             gate=clean,
         )
         self.num_forwards += 1

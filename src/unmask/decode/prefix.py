@@ -24,7 +24,7 @@ from unmask.decode.denoiser import check_fit, forward_window, project, source_co
 from unmask.errors import SettingsError
 from unmask.model.attention import attention_mask
 from unmask.model.backbone import Backbone
-from unmask.model.cache import KVCache, Window
+from unmask.model.cache import KVCache, Ragged, Span
 
 DEFAULT_REFRESH = 16
 
@@ -74,7 +74,7 @@ class PrefixDenoiser:
 
     def _window(
         self, canvas: Canvas, rows: Int[Tensor, " A"], is_due_A: Bool[Tensor, " A"], scratch_column: int
-    ) -> tuple[Window, Int[Tensor, "A T"]]:
+    ) -> tuple[Span | Ragged, Int[Tensor, "A T"]]:
         """Where all rows are due they begin at one column, though for some it is padding: one span is faster."""
         start_A = canvas.start_B[rows]
         whole_A = start_A.min().expand_as(start_A) if bool(is_due_A.all()) else start_A

@@ -33,14 +33,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.decode.canvas import Canvas, Positions
-from unmask.decode.denoiser import PREFILL, check_fit, window_through
+from unmask.decode.denoiser import PREFILL, check_fit, run_window, window_through
 from unmask.decode.draft_plan import Plan, column_cost, plan
 from unmask.decode.policy import Proposal, join, propose
 from unmask.decode.settings import DecodeSettings
 from unmask.diffusion.logits import suppress_
 from unmask.errors import CanvasError
 from unmask.model.backbone import Backbone
-from unmask.model.cache import KVCache, Ragged, Span
+from unmask.model.cache import KVCache
 from unmask.model.drafter import Drafter
 from unmask.seeds import derive_seed
 
@@ -214,12 +214,13 @@ class Speculator:
         is_before_ATS = (key_S >= start_A11) & (key_S <= sees_AT[..., None])
         is_own_ATS = (key_S >= own_AT2[..., :1]) & (key_S < own_AT2[..., 1:])
         with torch.inference_mode():
-            hidden_ATD: Tensor = self.backbone(
-                ids_AT.to(self.device),
-                position_AT.to(self.device),
-                attn_mask=(is_before_ATS | is_own_ATS)[:, None].to(self.device),
+            hidden_ATD = run_window(
+                self.backbone,
+                ids_AT,
+                position_AT,
+                attn_mask=(is_before_ATS | is_own_ATS)[:, None],
                 cache=cache,
-                window=window if isinstance(window, Span) else Ragged(window.columns_BT.to(self.device), stop),
+                window=window,
                 gate=clean,
             )
         self.num_forwards += 1
@@ -246,13 +247,7 @@ class Speculator:
             key_S = torch.arange(stop)
             mask_ATS = (key_S >= canvas.start_B[:, None, None]) & (key_S <= sees_AT[..., None])
             with torch.inference_mode():
-                self.backbone(
-                    ids_AT.to(self.device),
-                    position_AT.to(self.device),
-                    attn_mask=mask_ATS[:, None].to(self.device),
-                    cache=cache,
-                    window=window if isinstance(window, Span) else Ragged(window.columns_BT.to(self.device), stop),
-                )
+                run_window(self.backbone, ids_AT, position_AT, attn_mask=mask_ATS[:, None], cache=cache, window=window)
             self.num_forwards += 1
             self.positions_computed += int((stop_A - done_A).sum())
             done_A = stop_A

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unmask.model.attention import attend
-from unmask.model.cache import KeyValues, Window
+from unmask.model.cache import KeyValues, Packed, Window
 from unmask.model.config import ModelConfig
 from unmask.model.gate import through
 
@@ -65,7 +65,10 @@ class SelfAttention(nn.Module):
         if cache is not None:
             assert window is not None
             key, value = cache.write(layer, window, key, value)  # B K S H
-        out = attend(query, key, value, attn_mask)
+        if isinstance(window, Packed):
+            out = window.collect(attend(window.spread(query), key, value, attn_mask))
+        else:
+            out = attend(query, key, value, attn_mask)
         return through(self.o_proj, out.transpose(1, 2).reshape(B, T, -1), gate)
 
 
@@ -151,7 +154,8 @@ class Backbone(nn.Module):
 
         `positions_BT` are rotary positions, counted per row from its first token (padding may have any value).
         `attn_mask` None lets every query see every key; numbers are added to the scores. With a `cache`, `window` names
-        the columns that ids_BT fill, and keys S are all columns before `window.stop`; without one S = T. From column
+        the columns that ids_BT fill, and keys S are all columns before `window.stop`; without one S = T. With a packed
+        window ids_BT is one row of slots, and the mask is that of the rows which they are spread over. From column
         `gate` of ids_BT on a gated adapter acts, if there is one; None: nowhere.
         """
         # Under autocast the products come out in its dtype, and what is multiplied with them should not widen them

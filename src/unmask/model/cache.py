@@ -4,7 +4,8 @@ A column keeps its place for the whole run, so appending and replacing are one o
 values of some columns where they belong. The cache knows nothing of masks or blocks; what is stale is the denoiser's
 business. Keys are stored after the rotary embedding, since a position never moves.
 
-Letters: B rows, S columns (plus one scratch column that padding writes to), K key-value heads, H head size.
+Letters: B rows, S columns (plus one scratch column that padding writes to), T columns of a window, M slots of a packed
+one, N query heads, K key-value heads, H head size.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,35 @@ class Ragged:
     stop: int
 
 
-Window = Span | Ragged
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Columns of several rows one behind the other, as a single row of M slots without padding.
+
+    Slot m is column `column_M[m]` of row `row_M[m]`, and among the T slots of its row the one at `place_M[m]`. All but
+    attention works on the slots as they are; there they are spread over the rows.
+    """
+
+    row_M: Int[Tensor, " M"]
+    column_M: Int[Tensor, " M"]
+    place_M: Int[Tensor, " M"]
+    shape: tuple[int, int]
+    """Rows B and most slots T of one."""
+
+    stop: int
+
+    def spread(self, x_1NMH: Float[Tensor, "1 N M H"]) -> Float[Tensor, "B N T H"]:
+        """The slots at their places in their rows; zeros where a row has none."""
+        _, N, _, H = x_1NMH.shape
+        out = x_1NMH.new_zeros(self.shape[0], N, self.shape[1], H)
+        out[self.row_M, :, self.place_M] = x_1NMH[0].transpose(0, 1)
+        return out
+
+    def collect(self, x_BNTH: Float[Tensor, "B N T H"]) -> Float[Tensor, "1 N M H"]:
+        """The slots one behind the other again."""
+        return x_BNTH[self.row_M, :, self.place_M].transpose(0, 1)[None]
+
+
+Window = Span | Ragged | Packed
 
 
 class KeyValues(Protocol):
@@ -97,6 +126,9 @@ class KVCache:
         if isinstance(window, Span):
             keys[:, :, window.start : window.stop] = key_BKTH
             values[:, :, window.start : window.stop] = value_BKTH
+        elif isinstance(window, Packed):
+            keys[window.row_M, :, window.column_M] = key_BKTH[0].transpose(0, 1)
+            values[window.row_M, :, window.column_M] = value_BKTH[0].transpose(0, 1)
         else:
             index = window.columns_BT[:, None, :, None].expand_as(key_BKTH)
             keys.scatter_(2, index, key_BKTH)
