@@ -1,5 +1,7 @@
 """Diffusion decoding of a causal model with a drafter: windows through the cache against one whole forward each."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -135,6 +137,15 @@ def test_a_number_of_steps_is_refused():
     settings = DecodeSettings(decoder="diffusion", policy="entropy", steps=6)
     with pytest.raises(SettingsError, match="--steps 6 cannot be kept where a window moves"):
         run(DraftedDenoiser(gated(), drafter_of(4)), [ROWS[0]], settings)
+
+
+@pytest.mark.parametrize("policy", ["random", "origin"])
+def test_chance_in_the_places_and_in_the_tokens_is_refused(policy):
+    warm = DecodeSettings(decoder="diffusion", policy=policy, temperature=0.5)
+    with pytest.raises(SettingsError, match=f"--policy {policy} commits places without looking at them"):
+        run(DraftedDenoiser(gated(), drafter_of(4)), [ROWS[0]], warm)
+    canvas, _ = run(DraftedDenoiser(gated(), drafter_of(4)), [ROWS[0]], replace(warm, temperature=0.0))
+    assert not canvas.is_masked_BL.any()
 
 
 def test_the_parent_settles_what_nobody_trusts():

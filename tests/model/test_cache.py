@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unmask.model.cache import KVCache, Ragged, Span
+from unmask.model.cache import KVCache, Packed, Ragged, Span
 
 from doubles import tiny_config
 
@@ -53,6 +53,27 @@ def test_layers_keep_their_own_keys() -> None:
     nothing = one[:, :, :0]
     assert torch.equal(cache.write(0, Span(3, 3), nothing, nothing)[0], one)
     assert torch.equal(cache.write(1, Span(3, 3), nothing, nothing)[1], two)
+
+
+def test_packed_slots_go_to_their_rows_and_come_back() -> None:
+    """Row 0 has the columns 4, 1 and row 1 the column 2, whose slot stands between them."""
+    cache, other = make_cache(2, 6), make_cache(2, 6)
+    window = Packed(
+        row_M=torch.tensor([0, 1, 0]), column_M=torch.tensor([4, 2, 1]), place_M=torch.tensor([0, 0, 1]),
+        shape=(2, 2), stop=5,
+    )  # fmt: skip
+    packed = tagged(1, 3, tag=1e3)
+    spread = window.spread(packed)
+    assert torch.equal(spread[0, :, 0], packed[0, :, 0])
+    assert torch.equal(spread[0, :, 1], packed[0, :, 2])
+    assert torch.equal(spread[1, :, 0], packed[0, :, 1])
+    assert not spread[1, :, 1].any()
+    assert torch.equal(window.collect(spread), packed)
+    ragged = Ragged(torch.tensor([[4, 1], [2, other.scratch_column]]), 5)
+    for found, wanted in zip(
+        cache.write(0, window, packed, -packed), other.write(0, ragged, spread, -spread), strict=True
+    ):
+        assert torch.equal(found, wanted)
 
 
 @st.composite

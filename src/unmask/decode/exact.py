@@ -237,6 +237,11 @@ def block_length_of(denoiser: Denoiser, settings: DecodeSettings) -> int | None:
                 f"--steps {settings.steps} cannot be kept where a window moves over the answer; leave it out, and say "
                 "how much a forward settles by `--policy threshold --threshold P`"
             )
+        if settings.policy in ("origin", "random") and settings.temperature > 0:
+            raise SettingsError(
+                f"--policy {settings.policy} commits places without looking at them, and what a drafter is not told "
+                "is drawn from all words alike; take threshold, factor, frechet or entropy_bound, or `--temperature 0`"
+            )
         return None  # it has a window that moves, and its length is that
     if config.attention == "causal":
         if given not in (None, 1):
