@@ -76,7 +76,7 @@ class DecodeSettings:
     lenience: float | None = None
     """`speculative` keeps a drafted token that has at least this share of the best token's probability, in (0, 1]: more
     tokens to a forward, and not the model's own answer any more. None: only the best token is kept (Leviathan et al.,
-    arXiv 2211.17192, A.5)."""
+    arXiv 2211.17192, the appendix on lenience)."""
 
     temperature: float = 0.0
     """0 is greedy. Acts before the score, so it moves the order as well as the tokens; see `temperature_role`."""
