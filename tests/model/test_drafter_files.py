@@ -13,10 +13,12 @@ from unmask.decode.session import load
 from unmask.errors import CheckpointError
 from unmask.model import hub
 from unmask.model.backbone import Backbone
+from unmask.model.checkpoint import save_folder
 from unmask.model.drafter import DraftHead
 from unmask.model.drafter_files import attach_drafter, holds_drafter, mark_of, read_info, save_drafter
 from unmask.model.gate import GatedLinear
 from unmask.model.lora import LINEARS, LoraSettings, add_lora, lora_layers
+from unmask.model.packed import can_pack, pack
 from unmask.model.table import find
 from unmask.recipes.qwen_0_5b import SHAPE
 
@@ -71,6 +73,27 @@ def test_the_parent_says_what_it_said(folder):
     attach_drafter(parent, folder)
     assert torch.equal(hidden(parent, None), hidden(plain, None))
     assert sum(isinstance(module, GatedLinear) for module in parent.modules()) == 14
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_parent_with_its_drafter_is_saved_as_the_parent(folder, tmp_path, is_packed):
+    parent = tiny_backbone(tiny_config())
+    save_folder(parent, tmp_path / "plain")
+    dtype = torch.bfloat16 if is_packed else torch.float32
+    gated = tiny_backbone(tiny_config())
+    attach_drafter(gated, folder)
+    gated.to(dtype)
+    if is_packed:
+        if not can_pack(gated):
+            pytest.skip("needs a processor with bfloat16 products")
+        pack(gated)
+    save_folder(gated, tmp_path / "gated")
+    found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("gated", "plain"))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name].to(dtype)) for name in wanted)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("gated", "plain")]
+    assert configs[0] == {**configs[1], "torch_dtype": str(dtype).removeprefix("torch.")}
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from unmask.errors import CheckpointError
 from unmask.model.backbone import Backbone
 from unmask.model.config import Family, ModelConfig, Override
+from unmask.model.gate import GatedLinear
 from unmask.model.packed import PackedLinear
 
 _DTYPES = {
@@ -103,8 +105,8 @@ def fill(
 def save_folder(backbone: Backbone, folder: Path, *, shard_bytes: int = _SHARD_BYTES) -> None:
     """Write config.json and sharded safetensors that `transformers` and `load_folder` read.
 
-    The files are written into a folder beside `folder` and then moved into it, config last, so that neither a crash nor
-    a full disk leaves a folder that looks complete and is not.
+    A drafter inside is left out: what is written is its parent. The files go into a folder beside `folder` and are then
+    moved into it, config last, so that neither a crash nor a full disk leaves a folder that looks complete and is not.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +144,8 @@ def _write_files(backbone: Backbone, folder: Path, *, shard_bytes: int) -> None:
     if len(held) > 1:
         _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
     dtype = str(backbone.dtype).removeprefix("torch.")
-    _write_json(folder / "config.json", {**backbone.config.to_hf(), "torch_dtype": dtype})
+    config = backbone.config if backbone.mask_row is None else replace(backbone.config, mask_id=None)  # the drafter's
+    _write_json(folder / "config.json", {**config.to_hf(), "torch_dtype": dtype})
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -360,12 +363,21 @@ def _truncated(path: Path, why: str) -> CheckpointError:
 
 
 def _plain_parameters(backbone: Backbone) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter under its HF name, packed layers unpacked, a tied head left out."""
+    """Every parameter under its HF name, packed layers unpacked, a tied head and a drafter left out."""
+    gated = {name for name, module in backbone.named_modules() if isinstance(module, GatedLinear)}
     for name, parameter in backbone.named_parameters():
-        yield hf_name(name), parameter.detach()
+        owner, _, last = name.rpartition(".")
+        if name != "mask_row" and owner not in gated:
+            yield hf_name(f"{_ungated(owner, gated)}.{last}"), parameter.detach()
     for name, module in backbone.named_modules():
         if isinstance(module, PackedLinear) and not (name == "lm_head" and backbone.config.tie_embeddings):
-            yield hf_name(f"{name}.weight"), module.plain_weight()
+            yield hf_name(f"{_ungated(name, gated)}.weight"), module.plain_weight()
+
+
+def _ungated(name: str, gated: Collection[str]) -> str:
+    """A layer's name without the gate around it."""
+    owner = name.removesuffix(".base")
+    return owner if owner in gated else name
 
 
 def _shards(parameters: Iterator[tuple[str, Tensor]], family: Family, shard_bytes: int) -> Iterator[dict[str, Tensor]]:
